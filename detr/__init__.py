@@ -1,0 +1,21 @@
+"""DETR for Detectron2. Importing this registers the meta-architecture "Detr" and the data set "shapes"."""
+
+try:
+    import detectron2  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "detectron2":  # Detectron2 is there, and something that it needs is not
+        raise
+    raise ImportError(
+        "detr needs Detectron2, which is not installed. In a clone of this project `make env` installs it; "
+        "in an environment of your own with torch: "
+        "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
+    ) from None
+
+from detr.config import add_detr_config
+from detr.data.shapes import register_shapes
+from detr.modeling.meta_arch import Detr
+
+__all__ = ["Detr", "add_detr_config"]
+__version__ = "0.1.0"
+
+register_shapes()

@@ -1,0 +1,49 @@
+"""Every config key that DETR adds to Detectron2's, with its reason.
+
+The keys of the authors' old Detectron2 wrapper keep name, type and meaning, so its YAML files run
+unchanged; the keys after them only add. Section and equation numbers are those of the paper
+(Carion et al., "End-to-End Object Detection with Transformers", arXiv 2005.12872).
+"""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_detr_config(cfg: CN) -> None:
+    """Adds ``MODEL.DETR``, the optimiser keys and the epoch keys to ``cfg``, in place."""
+    cfg.MODEL.DETR = CN()
+    cfg.MODEL.DETR.NUM_CLASSES = 80  # without the no-object class, which is always the last row
+
+    # Losses and matching cost (sec. 3.1, appendix A.2). The L1 and GIoU weights serve both.
+    cfg.MODEL.DETR.GIOU_WEIGHT = 2.0
+    cfg.MODEL.DETR.L1_WEIGHT = 5.0
+    cfg.MODEL.DETR.NO_OBJECT_WEIGHT = 0.1  # most queries match nothing: down-weighted by 10
+    cfg.MODEL.DETR.DEEP_SUPERVISION = True  # auxiliary losses on the earlier decoder layers
+
+    # Transformer (sec. 3.2, fig. 10)
+    cfg.MODEL.DETR.NHEADS = 8
+    cfg.MODEL.DETR.DROPOUT = 0.1
+    cfg.MODEL.DETR.DIM_FEEDFORWARD = 2048
+    cfg.MODEL.DETR.ENC_LAYERS = 6
+    cfg.MODEL.DETR.DEC_LAYERS = 6
+    cfg.MODEL.DETR.PRE_NORM = False  # True: LayerNorm before each sublayer, and after the encoder
+    cfg.MODEL.DETR.HIDDEN_DIM = 256  # d; divisible by NHEADS, even (half for each image axis)
+    cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 100  # N; an image with more objects loses the surplus
+
+    # A trained box DETR to start from when masks are trained (the wrapper's second stage).
+    cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
+
+    # New: "sine" (fixed) or "learned" (two tables of 50 rows, for feature maps up to 50 x 50).
+    cfg.MODEL.DETR.POSITION_EMBEDDING = "sine"
+    # New: the backbone feature that the transformer reads; "" takes the backbone's last.
+    cfg.MODEL.DETR.IN_FEATURE = ""
+
+    cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD"
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
+
+    # New: a schedule in epochs of DATASETS.TRAIN. MAX_EPOCHS > 0 replaces MAX_ITER, and a
+    # non-empty DROP_EPOCHS replaces STEPS, once the data set's size is known.
+    cfg.SOLVER.MAX_EPOCHS = 0
+    cfg.SOLVER.DROP_EPOCHS = ()
+
+    # New: read the header of every image before training and compare its size with the data set's.
+    cfg.DATALOADER.CHECK_IMAGES = True

@@ -1,0 +1,1 @@
+"""Data: transforms, the mapper, checks before training, and the embedded shapes."""

@@ -1,0 +1,183 @@
+"""What a data set is held to before any training time is spent."""
+
+import difflib
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from PIL import Image
+
+from detr.data.dataset_mapper import check_labels
+from detr.errors import InputError
+
+EXIF_ORIENTATION = 0x0112  # tag; the values 5 to 8 turn an image by 90 degrees
+
+logger = logging.getLogger(__name__)
+
+
+def check_registered(names: Sequence[str]) -> None:
+    """Raises InputError for a data set that is not registered, with the nearest names that are."""
+    for name in names:
+        if name in DatasetCatalog:
+            continue
+        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(
+            f"the data set {name!r} is not registered{hint} Register your own before training with "
+            "detectron2.data.datasets.register_coco_instances(name, {}, json_file, image_root)"
+        )
+
+
+def load_training_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
+    """The dataset dicts of all training sets together.
+
+    Raises InputError where a data set is not registered, its files are missing or it is empty.
+    """
+    if not names:
+        raise InputError('DATASETS.TRAIN is empty: name a data set, as in DATASETS.TRAIN "(\'shapes_train\',)"')
+    check_registered(names)
+    for name in names:
+        check_files(name)
+    dicts = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+    return list(dicts)
+
+
+def check_files(name: str) -> None:
+    """Raises InputError where the annotation file or the image folder of a registered set is missing."""
+    metadata = MetadataCatalog.get(name)
+    for key in ("json_file", "image_root"):
+        path = metadata.get(key)
+        if not path or os.path.exists(path) or "://" in path:
+            continue
+        if name.startswith("shapes_"):
+            continue  # written when it is first asked for
+        raise InputError(
+            f"the data set {name} is registered, but its {key} {path} does not exist: put the data there, or point "
+            "the environment variable DETECTRON2_DATASETS at the folder that holds it"
+        )
+
+
+def check_classes(name: str, num_classes: int) -> None:
+    """Raises InputError where NUM_CLASSES is not the data set's number of thing classes."""
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if classes is None:
+        return
+    if len(classes) != num_classes:
+        raise InputError(
+            f"MODEL.DETR.NUM_CLASSES is {num_classes}, but the data set {name} has {len(classes)} classes "
+            f"({_shorten(classes)}): set MODEL.DETR.NUM_CLASSES {len(classes)}"
+        )
+    logger.info("%s: %d classes, 0 = %s ... %d = %s", name, num_classes, classes[0], num_classes - 1, classes[-1])
+
+
+def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: int) -> None:
+    """Labels, boxes and numbers of objects of a training set.
+
+    Raises InputError for a label outside [0, num_classes). Warns, once each, of degenerate boxes (which
+    the mapper drops) and of images with more objects than queries (the surplus cannot be learned).
+    """
+    degenerate: list[str] = []
+    crowded: list[tuple[int, str]] = []
+    for x in dicts:
+        annotations = [obj for obj in x.get("annotations", []) if not obj.get("iscrowd", 0)]
+        check_labels(annotations, num_classes, x["file_name"])
+        degenerate += [x["file_name"] for obj in annotations if _is_degenerate(obj)]
+        if len(annotations) > num_queries:
+            crowded.append((len(annotations), x["file_name"]))
+    if degenerate:
+        logger.warning(
+            "%d degenerate boxes (no width or no height) are dropped; the first is in %s", len(degenerate), degenerate[0]
+        )
+    if crowded:
+        most, where = max(crowded)
+        logger.warning(
+            "%d images have more objects than the %d queries, up to %d in %s: the surplus is not learned; raise "
+            "MODEL.DETR.NUM_OBJECT_QUERIES",
+            len(crowded),
+            num_queries,
+            most,
+            where,
+        )
+
+
+def check_images(dicts: Sequence[dict[str, Any]]) -> None:
+    """Every image is there, and its header tells the size that the data set claims.
+
+    Raises InputError that names the first bad file, on all ranks. Only the headers are read, by the main
+    process; a JPEG without an end marker is decoded whole.
+    """
+    problem = None
+    if comm.is_main_process():
+        start = time.perf_counter()
+        problem = _first_problem(dicts)
+        logger.info("Checked the headers of %d images in %.1f s", len(dicts), time.perf_counter() - start)
+    problem = comm.all_gather(problem)[0]
+    if problem:
+        raise InputError(problem)
+
+
+def _first_problem(dicts: Sequence[dict[str, Any]]) -> str | None:
+    missing = list(_missing(x["file_name"] for x in dicts))
+    if missing:
+        more = f" (and {len(missing) - 1} more of {len(dicts)})" if len(missing) > 1 else ""
+        return (
+            f"the image {missing[0]} does not exist{more}: restore it, or point DETECTRON2_DATASETS at the folder "
+            "that holds the data set"
+        )
+    with ThreadPoolExecutor(8) as pool:  # waiting for a file, not computing
+        return next(filter(None, pool.map(_header_problem, dicts, chunksize=64)), None)
+
+
+def _missing(paths: Iterable[str]) -> Iterable[str]:
+    """The local paths that do not exist, with one listing a folder rather than one question a file."""
+    by_folder = defaultdict(list)
+    for path in paths:
+        if "://" not in path:
+            by_folder[os.path.dirname(path)].append(path)
+    for folder, members in by_folder.items():
+        present = {entry.name for entry in os.scandir(folder)} if os.path.isdir(folder) else set()
+        yield from (path for path in members if os.path.basename(path) not in present)
+
+
+def _header_problem(x: dict[str, Any]) -> str | None:
+    path = x["file_name"]
+    if "://" in path:
+        return None  # not worth a download; the mapper checks it when it is read
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
+                width, height = height, width
+            if image.format == "JPEG" and not _ends_as_jpeg(path):
+                image.load()  # perhaps cut off: decoding tells
+    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for broken files
+        reason = str(error).replace(repr(path), "").strip()
+        return f"cannot read the image {path} ({reason}): restore the file or take it out of the annotations"
+    if (width, height) != (x.get("width", width), x.get("height", height)):
+        return (
+            f"the image {path} is {width} x {height} pixels (width x height), but its annotation says "
+            f"{x['width']} x {x['height']}: boxes would be misplaced; mend one of them"
+        )
+    return None
+
+
+def _ends_as_jpeg(path: str) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-2, os.SEEK_END)
+        return file.read() == b"\xff\xd9"  # the end-of-image marker
+
+
+def _is_degenerate(annotation: dict[str, Any]) -> bool:
+    x1, y1, x2, y2 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    return not (x2 > x1 and y2 > y1)
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"

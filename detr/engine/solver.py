@@ -1,0 +1,101 @@
+"""Optimiser and schedule of DETR (paper, sec. 4 and appendix A.4)."""
+
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+
+from detr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW (or SGD) with the backbone's own learning rate and clipping of the whole gradient.
+
+    ``SOLVER.WEIGHT_DECAY`` holds for every parameter, norms and biases too, as in the original.
+    Raises InputError for an unknown ``SOLVER.OPTIMIZER``.
+    """
+    params = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        lr_factor_func=lambda name: cfg.SOLVER.BACKBONE_MULTIPLIER if name.startswith("backbone.") else 1.0,
+    )
+    if not params:
+        raise InputError("no parameter is left to train: everything is frozen")
+    kinds = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
+    if cfg.SOLVER.OPTIMIZER not in kinds:
+        raise InputError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: it must be one of {', '.join(kinds)}")
+    kind, options = kinds[cfg.SOLVER.OPTIMIZER], _options(cfg)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        optimizer = kind(params, **options)
+        clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+        return optimizer
+    return maybe_add_gradient_clipping(cfg, kind)(params, **options)
+
+
+def _options(cfg: CfgNode) -> dict[str, Any]:
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        return {"lr": cfg.SOLVER.BASE_LR, "momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
+    # A fused optimiser unscales gradients itself under AMP, after our clipping: too late.
+    return {"lr": cfg.SOLVER.BASE_LR, "fused": not cfg.SOLVER.AMP.ENABLED}
+
+
+def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0) -> None:
+    """Before every step, scales all gradients together to a norm of at most ``max_norm``.
+
+    Detectron2 clips each parameter by itself, which is another optimisation.
+    """
+
+    def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    optimizer.register_step_pre_hook(clip)
+
+
+def check_batch_size(cfg: CfgNode) -> None:
+    """Raises InputError for a batch that the ranks cannot share equally."""
+    batch, ranks = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if batch < 1 or batch % ranks:
+        raise InputError(f"SOLVER.IMS_PER_BATCH {batch} must be a positive multiple of the number of GPUs, {ranks}")
+
+
+def schedule_in_iterations(cfg: CfgNode, num_images: int) -> CfgNode:
+    """Turns ``SOLVER.MAX_EPOCHS`` and ``SOLVER.DROP_EPOCHS`` into ``MAX_ITER`` and ``STEPS``.
+
+    An epoch is num_images // IMS_PER_BATCH iterations (at least one), as the original drops the last,
+    incomplete batch. Returns ``cfg`` itself where neither key is set, else a changed, frozen copy.
+    Raises InputError for a drop without an end or after it.
+    """
+    solver = cfg.SOLVER
+    if not solver.MAX_EPOCHS and not solver.DROP_EPOCHS:
+        return cfg
+    if solver.MAX_EPOCHS < 0 or any(epoch >= solver.MAX_EPOCHS or epoch <= 0 for epoch in solver.DROP_EPOCHS):
+        raise InputError(
+            f"SOLVER.DROP_EPOCHS {tuple(solver.DROP_EPOCHS)} must lie between 0 and SOLVER.MAX_EPOCHS "
+            f"{solver.MAX_EPOCHS}"
+        )
+    iterations = max(num_images // solver.IMS_PER_BATCH, 1)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER = iterations * solver.MAX_EPOCHS
+    if solver.DROP_EPOCHS:
+        cfg.SOLVER.STEPS = tuple(iterations * epoch for epoch in solver.DROP_EPOCHS)
+    else:  # steps in iterations of some other schedule; Detectron2 refuses those after the end
+        cfg.SOLVER.STEPS = tuple(step for step in solver.STEPS if step < cfg.SOLVER.MAX_ITER)
+    cfg.freeze()
+    logger.info(
+        "%d epochs of %d images in batches of %d: MAX_ITER %d, STEPS %s",
+        solver.MAX_EPOCHS,
+        num_images,
+        solver.IMS_PER_BATCH,
+        cfg.SOLVER.MAX_ITER,
+        cfg.SOLVER.STEPS,
+    )
+    return cfg

@@ -1,0 +1,87 @@
+"""``Trainer``: Detectron2's DefaultTrainer with DETR's data, optimiser and schedule."""
+
+import functools
+import logging
+import weakref
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import DatasetEvaluator
+
+from detr.checkpoint import DetrCheckpointer
+from detr.data.checks import check_classes, check_dicts, check_files, check_images, check_registered, load_training_dicts
+from detr.data.dataset_mapper import DetrDatasetMapper
+from detr.engine import evaluation, solver
+
+logger = logging.getLogger(__name__)
+
+
+def is_detr(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "Detr"
+
+
+def check_test_sets(cfg: CfgNode) -> None:
+    """Evaluation comes last, perhaps after days: its data sets are checked first. Raises InputError."""
+    check_registered(cfg.DATASETS.TEST)
+    for name in cfg.DATASETS.TEST:
+        check_files(name)
+        if is_detr(cfg):
+            check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
+        if cfg.DATALOADER.CHECK_IMAGES:
+            check_images(DatasetCatalog.get(name))
+
+
+def check_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
+    """Loads ``cfg.DATASETS.TRAIN`` and holds it to all checks. Raises InputError."""
+    dicts = load_training_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    if is_detr(cfg):
+        for name in cfg.DATASETS.TRAIN:
+            check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
+        check_dicts(dicts, cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
+    if cfg.DATALOADER.CHECK_IMAGES:
+        check_images(dicts)
+    return dicts
+
+
+class Trainer(DefaultTrainer):
+    """Trains ``Detr`` as the paper does, and other meta-architectures as Detectron2 does."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Loads and checks the data sets before any part is built. Raises InputError for bad input."""
+        solver.check_batch_size(cfg)
+        check_test_sets(cfg)
+        dicts = check_training_sets(cfg)
+        cfg = solver.schedule_in_iterations(cfg, len(dicts))
+        # DefaultTrainer's constructor calls build_train_loader(cfg). The dicts are at hand already, and to
+        # read COCO's annotations twice would cost half a minute.
+        self.build_train_loader = functools.partial(type(self).build_train_loader, dataset=dicts)  # type: ignore[method-assign]
+        super().__init__(cfg)
+        del self.build_train_loader  # the loader holds its own, serialised copy of the dicts
+
+    def build_hooks(self) -> list[HookBase | None]:
+        # The hooks are handed the checkpointer, so that this is the place to put ours in.
+        self.checkpointer = DetrCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        return super().build_hooks()
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, dataset: list[dict[str, Any]] | None = None) -> Any:
+        """dataset: dicts that were loaded already; None loads ``cfg.DATASETS.TRAIN``."""
+        if not is_detr(cfg):
+            return build_detection_train_loader(cfg)  # keypoints, proposals: Detectron2 loads what it needs
+        return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, is_train=True), dataset=dataset)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        mapper = DetrDatasetMapper(cfg, is_train=False) if is_detr(cfg) else None
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return solver.build_optimizer(cfg, model) if is_detr(cfg) else super().build_optimizer(cfg, model)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return evaluation.build_evaluator(cfg, dataset_name)

@@ -1,0 +1,31 @@
+"""Mistakes that a user can mend, and how scripts tell them."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class InputError(ValueError):
+    """Bad input: a config, a data set, a file.
+
+    Its message names what is wrong, where, and what to do, in one line.
+    """
+
+
+@contextlib.contextmanager
+def exit_with_one_line() -> Iterator[None]:
+    """Around a script's work: bad input and diverged training end it with one line and status 2.
+
+    A worker process (data loading, a rank) passes its error on with the traceback of that process in
+    the message; what counts is behind the error's name.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        for name in (InputError.__name__, FloatingPointError.__name__):
+            before, found, message = text.rpartition(f"{name}: ")
+            if found:
+                print(f"error: {message.strip()}", file=sys.stderr)
+                sys.exit(2)
+        raise

@@ -1,0 +1,1 @@
+"""The model: backbone adapter, transformer, matcher, set loss, postprocessing, and their wiring."""

@@ -1,0 +1,58 @@
+"""The backbone adapter: any Detectron2 backbone gives the feature map and its padding mask."""
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone, ResNet, build_backbone
+from detectron2.structures import ImageList
+from torch import Tensor
+
+from detr.errors import InputError
+
+
+def build_detr_backbone(cfg: CfgNode) -> Backbone:
+    """Builds ``cfg.MODEL.BACKBONE.NAME``, and gives a dilated ResNet the original's dilation."""
+    backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2 and "res5" in backbone.stage_names:
+        _undilate_first_block(backbone)
+    return backbone
+
+
+def _undilate_first_block(backbone: ResNet) -> None:
+    """Makes the dilation of res5 [1, 2, 2] over its blocks, as in torchvision's ResNet.
+
+    Detectron2 dilates all three convolutions, [2, 2, 2]. With the weights of a released DC5 model
+    that is another function, and nothing but a lower AP would tell.
+    """
+    conv = backbone.res5[0].conv2
+    conv.dilation = (1, 1)
+    conv.padding = (1, 1)
+
+
+def choose_feature(backbone: Backbone, name: str) -> str:
+    """The feature that the transformer reads: ``name``, or the backbone's last where it is "".
+
+    Raises InputError where the backbone has no such feature.
+    """
+    features = list(backbone.output_shape())
+    if name and name not in features:
+        raise InputError(
+            f"MODEL.DETR.IN_FEATURE is {name!r}, but the backbone gives {', '.join(features)}: name one of these, "
+            'or "" for the last'
+        )
+    return name or features[-1]
+
+
+def padding_mask(images: ImageList, feature_size: tuple[int, int]) -> Tensor | None:
+    """The padding at the resolution of the feature map: (N, H, W) bool, True = padding.
+
+    None where no image is padded: attention needs no mask then. Like the original, it is the
+    nearest-neighbour sample of the mask in pixels, which differs from ceil(size / stride).
+    """
+    padded_size = tuple(images.tensor.shape[-2:])
+    if all(tuple(size) == padded_size for size in images.image_sizes):
+        return None
+    mask = images.tensor.new_ones(len(images), *padded_size)
+    for row, (height, width) in zip(mask, images.image_sizes, strict=True):
+        row[:height, :width] = 0
+    return F.interpolate(mask[None], size=feature_size)[0].bool()

@@ -1,0 +1,119 @@
+"""The set prediction loss (paper, sec. 3.1, eq. 2, and appendix A.2).
+
+    L  decoder layers, N images, Q queries, K classes without no-object
+    M  ground-truth objects of the batch, P matched pairs of all layers
+
+The dict of losses holds weighted losses only, because Detectron2 sums whatever it finds there.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torchvision.ops import box_convert, generalized_box_iou_loss
+
+from detr.modeling.matcher import HungarianMatcher, Matches, Targets
+
+
+class SetCriterion(nn.Module):
+    """Classification, L1 and generalised IoU losses of matched pairs, for every decoder layer."""
+
+    class_weight: Tensor
+
+    def __init__(
+        self,
+        *,
+        matcher: HungarianMatcher,
+        num_classes: int,
+        ce_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        no_object_weight: float = 0.1,
+    ) -> None:
+        """num_classes: K; the no-object class is row K."""
+        super().__init__()
+        self.matcher = matcher
+        self.num_classes = num_classes
+        self.weights = {"loss_ce": ce_weight, "loss_bbox": l1_weight, "loss_giou": giou_weight}
+        class_weight = torch.ones(num_classes + 1)
+        class_weight[-1] = no_object_weight
+        self.register_buffer("class_weight", class_weight, persistent=False)
+
+    def forward(
+        self, logits: Tensor, boxes: Tensor, targets: Targets
+    ) -> tuple[dict[str, Tensor], Matches]:
+        """Weighted losses of all layers, and the matches they stand on.
+
+        logits: (L, N, Q, K + 1); boxes: (L, N, Q, 4) cxcywh in [0, 1] of the unpadded image
+
+        Returns scalars ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last layer, and the same
+        with the suffix ``_0`` .. ``_{L-2}`` of the earlier ones (auxiliary losses).
+        Raises FloatingPointError where the outputs are not finite (see the matcher).
+        """
+        # Half precision breaks the matching cost and the box losses.
+        with torch.autocast(logits.device.type, enabled=False):
+            logits, boxes = logits.float(), boxes.float()
+            matches = self.matcher(logits, boxes, targets)
+            per_layer = {"loss_ce": self.classification_loss(logits, targets, matches)}
+            per_layer |= self.box_losses(boxes, targets, matches)
+        last = len(logits) - 1
+        losses = {}
+        for name, values in per_layer.items():
+            for layer, value in enumerate(values.unbind()):
+                losses[name if layer == last else f"{name}_{layer}"] = self.weights[name] * value
+        return losses, matches
+
+    def classification_loss(self, logits: Tensor, targets: Targets, matches: Matches) -> Tensor:
+        """Cross-entropy over all queries of the rank's batch, a weighted mean: (L,)."""
+        classes = logits.new_full(logits.shape[:3], self.num_classes, dtype=torch.int64)
+        classes[matches.layer, matches.image, matches.query] = targets.labels[matches.target]
+        weight = self.class_weight[classes]  # (L, N, Q)
+        loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(weight)
+        return (weight * loss).sum((1, 2)) / weight.sum((1, 2))
+
+    def box_losses(self, boxes: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
+        """L1 and (1 - GIoU) over matched pairs, sums divided by the number of boxes: (L,) each."""
+        predicted = boxes[matches.layer, matches.image, matches.query]  # (P, 4)
+        truth = targets.boxes[matches.target]
+        l1 = F.l1_loss(predicted, truth, reduction="none").sum(-1)  # (P,)
+        giou = generalized_box_iou_loss(
+            box_convert(predicted, "cxcywh", "xyxy"),
+            box_convert(truth, "cxcywh", "xyxy"),
+            eps=0.0,  # ground truth has an area, so that both denominators are positive
+        )
+        num_boxes = self._num_boxes(targets)
+        layers = len(boxes)  # every layer matches the same number of pairs
+        return {
+            "loss_bbox": l1.view(layers, -1).sum(1) / num_boxes,
+            "loss_giou": giou.view(layers, -1).sum(1) / num_boxes,
+        }
+
+    @staticmethod
+    def _num_boxes(targets: Targets) -> Tensor | float:
+        """Objects per rank, averaged over all ranks and at least 1, without waiting for the device."""
+        count = sum(targets.sizes)
+        world_size = comm.get_world_size()
+        if world_size == 1:
+            return max(count, 1.0)
+        total = torch.tensor(float(count), device=targets.boxes.device)
+        torch.distributed.all_reduce(total)
+        return (total / world_size).clamp(min=1)
+
+    @torch.no_grad()
+    def metrics(self, logits: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
+        """What to watch in training besides the losses: scalars, on the device.
+
+        class_error: percentage of the last layer's matched queries with a wrong best class; 100 where
+            nothing is matched, as in the original
+        cardinality_error: mean absolute difference of predicted and true number of objects
+
+        logits: (L, N, Q, K + 1)
+        """
+        best = logits[-1].argmax(-1)  # (N, Q)
+        last = matches.layer == len(logits) - 1
+        right = best[matches.image, matches.query] == targets.labels[matches.target]
+        pairs = last.sum()
+        class_error = 100 - 100 * (right & last).sum() / pairs.clamp(min=1)
+        predicted = (best != self.num_classes).sum(1).float()  # (N,)
+        truth = torch.tensor(targets.sizes, device=predicted.device, dtype=predicted.dtype)
+        return {"class_error": class_error, "cardinality_error": F.l1_loss(predicted, truth)}

@@ -1,0 +1,254 @@
+"""The wiring room: ``Detr`` joins backbone, transformer, heads, set loss and postprocessing.
+
+    N  images, H x W their padded size in pixels
+    L  decoder layers, Q queries, K classes without no-object, d width of the transformer
+"""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from detr.errors import InputError
+from detr.modeling.backbone import build_detr_backbone, choose_feature, padding_mask
+from detr.modeling.criterion import SetCriterion
+from detr.modeling.matcher import HungarianMatcher, Matches, Targets
+from detr.modeling.position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from detr.modeling.postprocessing import box_instances
+from detr.modeling.transformer import Transformer
+
+METRICS_PERIOD = 20  # Detectron2 writes events every 20 iterations; in between, nothing needs a transfer
+
+
+class BoxHead(nn.Module):
+    """A perceptron of three layers from a query's embedding to its box (paper, sec. 3.2)."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., d). Returns boxes (..., 4), cxcywh in [0, 1] of the unpadded image."""
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x).sigmoid()
+
+
+@META_ARCH_REGISTRY.register()
+class Detr(nn.Module):
+    """DETR (Carion et al., arXiv 2005.12872) as a Detectron2 meta-architecture."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_feature: str,
+        position_encoding: nn.Module,
+        transformer: Transformer,
+        criterion: SetCriterion,
+        num_classes: int,
+        num_queries: int,
+        deep_supervision: bool = True,
+        pixel_mean: tuple[float, ...] = (123.675, 116.280, 103.530),
+        pixel_std: tuple[float, ...] = (58.395, 57.120, 57.375),
+    ) -> None:
+        """Joins the parts.
+
+        in_feature: the name of the backbone's feature that the transformer reads
+        position_encoding: (N, H, W) bool mask -> (N, d, H, W)
+        num_classes: K, without no-object
+        deep_supervision: whether the earlier decoder layers are penalised too (auxiliary losses)
+        pixel_mean, pixel_std: of the image's channels, in the range 0..255
+        """
+        super().__init__()
+        d = transformer.d
+        self.backbone = backbone
+        self.in_feature = in_feature
+        self.position_encoding = position_encoding
+        self.input_proj = nn.Conv2d(backbone.output_shape()[in_feature].channels, d, kernel_size=1)
+        self.transformer = transformer
+        self.query_embed = nn.Embedding(num_queries, d)
+        self.class_embed = nn.Linear(d, num_classes + 1)
+        self.bbox_embed = BoxHead(d)
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.deep_supervision = deep_supervision
+        # Divided by 255 first, an image gives the original's tensor to the last bit.
+        self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", _per_channel(pixel_std), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The only place where cfg becomes the model's parts. Raises InputError for impossible sizes."""
+        keys = cfg.MODEL.DETR
+        _check_sizes(cfg)
+        backbone = build_detr_backbone(cfg)
+        matcher = HungarianMatcher(cost_class=1.0, cost_bbox=keys.L1_WEIGHT, cost_giou=keys.GIOU_WEIGHT)
+        return {
+            "backbone": backbone,
+            "in_feature": choose_feature(backbone, keys.IN_FEATURE),
+            "position_encoding": POSITION_ENCODINGS[keys.POSITION_EMBEDDING](keys.HIDDEN_DIM),
+            "transformer": Transformer(
+                d=keys.HIDDEN_DIM,
+                heads=keys.NHEADS,
+                encoder_layers=keys.ENC_LAYERS,
+                decoder_layers=keys.DEC_LAYERS,
+                feedforward=keys.DIM_FEEDFORWARD,
+                dropout=keys.DROPOUT,
+                pre_norm=keys.PRE_NORM,
+            ),
+            "criterion": SetCriterion(
+                matcher=matcher,
+                num_classes=keys.NUM_CLASSES,
+                l1_weight=keys.L1_WEIGHT,
+                giou_weight=keys.GIOU_WEIGHT,
+                no_object_weight=keys.NO_OBJECT_WEIGHT,
+            ),
+            "num_classes": keys.NUM_CLASSES,
+            "num_queries": keys.NUM_OBJECT_QUERIES,
+            "deep_supervision": keys.DEEP_SUPERVISION,
+            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Detectron2's standard contract.
+
+        Each input is a dict with
+
+        * ``image``: (3, H_i, W_i) uint8 or float in the range 0..255, channels as in ``INPUT.FORMAT``
+        * ``instances`` (training): ``gt_boxes`` xyxy in pixels of ``image``, ``gt_classes`` in [0, K)
+        * ``height``, ``width`` (inference): the output's size in pixels; by default that of ``image``
+
+        Returns the dict of weighted losses in training, else a list of ``{"instances": Instances}``
+        (see ``box_instances``). Raises InputError for labels outside [0, K), FloatingPointError where
+        the outputs are not finite in training.
+        """
+        images = self.preprocess(batched_inputs)
+        logits, boxes = self.predict(images, all_layers=self.training and self.deep_supervision)
+        if self.training:
+            return self.losses(logits, boxes, self.targets(batched_inputs))
+        return self.postprocess(logits[-1], boxes[-1], batched_inputs, images.image_sizes)
+
+    def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalises the images and pads them with zeros, right and below, to one size: (N, 3, H, W)."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [x.float().div(255).sub_(self.pixel_mean).div_(self.pixel_std) for x in images]
+        return ImageList.from_tensors(
+            images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
+        )
+
+    def predict(self, images: ImageList, all_layers: bool) -> tuple[Tensor, Tensor]:
+        """The network itself: logits (L, N, Q, K + 1) and boxes (L, N, Q, 4); L = 1 without ``all_layers``.
+
+        boxes: cxcywh in [0, 1] of the unpadded image
+        """
+        features = self.backbone(images.tensor)[self.in_feature]  # (N, C, H / stride, W / stride)
+        n, _, h, w = features.shape
+        padding = padding_mask(images, (h, w))
+        mask = padding if padding is not None else torch.zeros(n, h, w, dtype=torch.bool, device=features.device)
+        position = self.position_encoding(mask).to(features.dtype)
+        decoded, _ = self.transformer(
+            self.input_proj(features), position, self.query_embed.weight, padding, all_layers
+        )
+        return self.class_embed(decoded), self.bbox_embed(decoded)
+
+    def targets(self, batched_inputs: list[dict[str, Any]]) -> Targets:
+        """Ground truth on the model's device, boxes as cxcywh in [0, 1]."""
+        instances: list[Instances] = [x["instances"] for x in batched_inputs]
+        labels, boxes = [], []
+        for x, truth in zip(batched_inputs, instances, strict=True):
+            self._check_labels(truth.gt_classes, x)
+            height, width = truth.image_size
+            scale = truth.gt_boxes.tensor.new_tensor([width, height, width, height])
+            labels.append(truth.gt_classes)
+            boxes.append(box_convert(truth.gt_boxes.tensor, "xyxy", "cxcywh") / scale)
+        return Targets(
+            labels=torch.cat(labels).to(self.device, non_blocking=True),
+            boxes=torch.cat(boxes).to(self.device, non_blocking=True),
+            sizes=[len(x) for x in instances],
+        )
+
+    def _check_labels(self, labels: Tensor, x: dict[str, Any]) -> None:
+        # K itself would train as no-object without a word; a larger one kills a CUDA kernel later on.
+        if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
+            raise InputError(
+                f"{x.get('file_name', 'an image')} has the labels {sorted(set(labels.tolist()))}, outside "
+                f"[0, {self.num_classes}): set MODEL.DETR.NUM_CLASSES to the data set's number of classes"
+            )
+
+    def losses(self, logits: Tensor, boxes: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Weighted losses; the metrics go to the event storage, never here."""
+        losses, matches = self.criterion(logits, boxes, targets)
+        if has_event_storage() and (get_event_storage().iter + 1) % METRICS_PERIOD == 0:
+            self._log_metrics(logits, targets, matches)
+        return losses
+
+    def _log_metrics(self, logits: Tensor, targets: Targets, matches: Matches) -> None:
+        storage = get_event_storage()
+        for name, value in self.criterion.metrics(logits, targets, matches).items():
+            storage.put_scalar(name, value.item(), smoothing_hint=False)
+
+    def postprocess(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        batched_inputs: list[dict[str, Any]],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Instances]]:
+        """logits (N, Q, K + 1), boxes (N, Q, 4) of the last layer -> one dict an image, at output size."""
+        results = []
+        for logit, box, x, (height, width) in zip(logits, boxes, batched_inputs, image_sizes, strict=True):
+            size = int(x.get("height", height)), int(x.get("width", width))
+            results.append({"instances": box_instances(logit, box.float(), size)})
+        return results
+
+
+POSITION_ENCODINGS = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor:
+    """(C,) in the range 0..255 -> (C, 1, 1) in 0..1."""
+    return torch.tensor([value / 255 for value in values]).view(-1, 1, 1)
+
+
+def _check_sizes(cfg: CfgNode) -> None:
+    keys = cfg.MODEL.DETR
+    d, heads = keys.HIDDEN_DIM, keys.NHEADS
+    for key in ("NUM_CLASSES", "NUM_OBJECT_QUERIES", "HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD", "DEC_LAYERS"):
+        if keys[key] < 1:
+            raise InputError(f"MODEL.DETR.{key} is {keys[key]}: it must be at least 1")
+    if keys.POSITION_EMBEDDING not in POSITION_ENCODINGS:
+        raise InputError(
+            f"MODEL.DETR.POSITION_EMBEDDING is {keys.POSITION_EMBEDDING!r}: it must be one of "
+            f"{', '.join(POSITION_ENCODINGS)}"
+        )
+    if cfg.MODEL.MASK_ON or keys.FROZEN_WEIGHTS:
+        raise InputError(
+            "MODEL.MASK_ON and MODEL.DETR.FROZEN_WEIGHTS want the mask head, which this version does not have yet: "
+            'set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS "" for boxes'
+        )
+    if d % heads:
+        raise InputError(
+            f"MODEL.DETR.HIDDEN_DIM {d} is not divisible by MODEL.DETR.NHEADS {heads}: every head takes an equal "
+            f"share of it; {max(d // heads, 1) * heads} would do"
+        )
+    multiple = 4 if keys.POSITION_EMBEDDING == "sine" else 2
+    if d % multiple:
+        raise InputError(
+            f"MODEL.DETR.HIDDEN_DIM {d} is not divisible by {multiple}: the {keys.POSITION_EMBEDDING} position "
+            f"encoding gives half of it to each image axis; {max(d // multiple, 1) * multiple} would do"
+        )

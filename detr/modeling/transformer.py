@@ -1,0 +1,178 @@
+"""The encoder-decoder transformer (paper, sec. 3.2 and fig. 10).
+
+    N  images
+    S  positions of the feature map, H * W
+    Q  object queries
+    L  decoder layers
+    d  width of the model
+    padding  (N, S) bool, True = padding, or None where no image is padded
+
+Positions are added to queries and keys of every attention and never to values. Parameter names are
+those of the original's checkpoints.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention over the feature map, then a feed-forward network."""
+
+    def __init__(self, d: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.self_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)
+        self.linear1, self.linear2 = nn.Linear(d, feedforward), nn.Linear(feedforward, d)
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+        """x, position: (N, S, d). Returns (N, S, d)."""
+        if self.pre_norm:
+            x = x + self._attend(self.norm1(x), position, padding)
+            return x + self._feed_forward(self.norm2(x))
+        x = self.norm1(x + self._attend(x, position, padding))
+        return self.norm2(x + self._feed_forward(x))
+
+    def _attend(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+        located = x + position
+        return self.dropout(_attention(self.self_attn, located, located, x, padding))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among the queries, cross-attention to the memory, a feed-forward network."""
+
+    def __init__(self, d: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.self_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)
+        self.multihead_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)  # cross-attention
+        self.linear1, self.linear2 = nn.Linear(d, feedforward), nn.Linear(feedforward, d)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, padding: Tensor | None
+    ) -> Tensor:
+        """x, query_embed: (N, Q, d); memory, memory_keys (memory + positions): (N, S, d). Returns (N, Q, d)."""
+        if self.pre_norm:
+            x = x + self._self_attend(self.norm1(x), query_embed)
+            x = x + self._cross_attend(self.norm2(x), query_embed, memory, memory_keys, padding)
+            return x + self._feed_forward(self.norm3(x))
+        x = self.norm1(x + self._self_attend(x, query_embed))
+        x = self.norm2(x + self._cross_attend(x, query_embed, memory, memory_keys, padding))
+        return self.norm3(x + self._feed_forward(x))
+
+    def _self_attend(self, x: Tensor, query_embed: Tensor) -> Tensor:
+        located = x + query_embed
+        return self.dropout(_attention(self.self_attn, located, located, x, None))
+
+    def _cross_attend(
+        self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, padding: Tensor | None
+    ) -> Tensor:
+        return self.dropout(_attention(self.multihead_attn, x + query_embed, memory_keys, memory, padding))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; the pre-norm variant normalises its output."""
+
+    def __init__(self, layers: list[EncoderLayer], norm: nn.LayerNorm | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, position, padding)
+        return x if self.norm is None else self.norm(x)
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers; one LayerNorm is shared by the outputs of all of them."""
+
+    def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def forward(
+        self,
+        query_embed: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        padding: Tensor | None,
+        all_layers: bool,
+    ) -> Tensor:
+        """Returns (L, N, Q, d), or (1, N, Q, d) of the last layer alone."""
+        memory_keys = memory + position  # the same for every layer
+        x = torch.zeros_like(query_embed)
+        outputs = []
+        for layer in self.layers:
+            x = layer(x, query_embed, memory, memory_keys, padding)
+            outputs.append(x)
+        return self.norm(torch.stack(outputs if all_layers else outputs[-1:]))
+
+
+class Transformer(nn.Module):
+    """Encodes the feature map, then decodes all objects in parallel."""
+
+    def __init__(
+        self,
+        *,
+        d: int = 256,
+        heads: int = 8,
+        encoder_layers: int = 6,
+        decoder_layers: int = 6,
+        feedforward: int = 2048,
+        dropout: float = 0.1,
+        pre_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = (d, heads, feedforward, dropout, pre_norm)
+        self.d = d
+        self.encoder = Encoder(
+            [EncoderLayer(*sizes) for _ in range(encoder_layers)], nn.LayerNorm(d) if pre_norm else None
+        )
+        self.decoder = Decoder([DecoderLayer(*sizes) for _ in range(decoder_layers)], nn.LayerNorm(d))
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)  # matrices only; biases and norms keep their defaults
+
+    def forward(
+        self,
+        features: Tensor,
+        position: Tensor,
+        query_embed: Tensor,
+        padding: Tensor | None,
+        all_layers: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Decodes the queries against one feature map.
+
+        features, position: (N, d, H, W)
+        query_embed: (Q, d)
+        padding: (N, H, W) bool, True = padding, or None
+        all_layers: whether the earlier decoder layers are wanted too, for the auxiliary losses
+
+        Returns the decoder's outputs (L or 1, N, Q, d) and the memory (N, d, H, W).
+        """
+        n, _, h, w = features.shape
+        x = features.flatten(2).mT  # (N, S, d)
+        position = position.flatten(2).mT
+        padding = None if padding is None else padding.flatten(1)
+        memory = self.encoder(x, position, padding)
+        queries = query_embed.expand(n, -1, -1)
+        decoded = self.decoder(queries, memory, position, padding, all_layers)
+        return decoded, memory.mT.unflatten(2, (h, w))
+
+
+def _attention(
+    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None
+) -> Tensor:
+    # Without weights torch takes its fused kernel, which never stores the S x S matrix.
+    return attention(query, key, value, key_padding_mask=padding, need_weights=False)[0]
