@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from detr.data.dataset_mapper import check_labels
+from detr.data.shapes import SHAPES, ensure_shapes
 from detr.errors import InputError
 
 EXIF_ORIENTATION = 0x0112  # tag; the values 5 to 8 turn an image by 90 degrees
@@ -51,13 +52,13 @@ def load_training_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[s
 
 def check_files(name: str) -> None:
     """Raises InputError where the annotation file or the image folder of a registered set is missing."""
+    if name in SHAPES:
+        ensure_shapes()  # written when it is first asked for
     metadata = MetadataCatalog.get(name)
     for key in ("json_file", "image_root"):
         path = metadata.get(key)
         if not path or os.path.exists(path) or "://" in path:
             continue
-        if name.startswith("shapes_"):
-            continue  # written when it is first asked for
         raise InputError(
             f"the data set {name} is registered, but its {key} {path} does not exist: put the data there, or point "
             "the environment variable DETECTRON2_DATASETS at the folder that holds it"

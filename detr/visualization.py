@@ -1,0 +1,100 @@
+"""Pictures: detections beside ground truth, and the course of a training."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+MIN_SHOWN_SIDE = 384  # pixels; smaller images are enlarged, so that labels can be read
+GAP = 8  # pixels between pictures
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    classes: Sequence[int],
+    metadata: Metadata,
+    scores: Sequence[float] | None = None,
+) -> np.ndarray:
+    """image (H, W, 3) RGB uint8, boxes (M, 4) xyxy in its pixels -> the picture (H', W', 3) uint8, enlarged."""
+    names = metadata.get("thing_classes")
+    labels = [names[index] if names else str(index) for index in classes]
+    if scores is not None:
+        labels = [f"{label} {score:.0%}" for label, score in zip(labels, scores, strict=True)]
+    scale = max(1.0, MIN_SHOWN_SIDE / min(image.shape[:2]))
+    colors = [matplotlib.colormaps["tab10"](index % 10)[:3] for index in classes]
+    drawn = Visualizer(image, metadata, scale=scale).overlay_instances(
+        boxes=boxes, labels=labels, assigned_colors=colors
+    )
+    return np.asarray(drawn.get_image())
+
+
+def truth_beside_detections(
+    image: np.ndarray,
+    annotations: Sequence[dict[str, Any]],
+    detections: Instances,
+    metadata: Metadata,
+    threshold: float = 0.5,
+) -> np.ndarray:
+    """One row of the sheet: what is annotated, then what is found with a score above ``threshold``."""
+    objects = [obj for obj in annotations if not obj.get("iscrowd", 0)]
+    truth = [BoxMode.convert(obj["bbox"], obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in objects]
+    found = detections[detections.scores > threshold].to("cpu")
+    left = draw_boxes(image, np.array(truth).reshape(-1, 4), [obj["category_id"] for obj in objects], metadata)
+    right = draw_boxes(
+        image,
+        found.pred_boxes.tensor.numpy(),
+        found.pred_classes.tolist(),
+        metadata,
+        found.scores.tolist(),
+    )
+    return sheet([left, right], columns=2)
+
+
+def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Lays pictures (H_i, W_i, 3) out in rows on white, each in a cell of the largest one's size."""
+    height = max(picture.shape[0] for picture in pictures)
+    width = max(picture.shape[1] for picture in pictures)
+    rows = -(-len(pictures) // columns)
+    canvas = np.full(
+        (rows * height + (rows - 1) * GAP, columns * width + (columns - 1) * GAP, 3), 255, dtype=np.uint8
+    )
+    for index, picture in enumerate(pictures):
+        top, left = (index // columns) * (height + GAP), (index % columns) * (width + GAP)
+        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return canvas
+
+
+def save_picture(picture: np.ndarray, path: str) -> None:
+    Image.fromarray(picture).save(path)
+
+
+def plot_training(metrics_file: str, path: str) -> None:
+    """Loss and box AP against iteration and, where it was recorded, time.
+
+    metrics_file: Detectron2's ``metrics.json``, one JSON object a line
+    """
+    with open(metrics_file) as file:
+        rows = [json.loads(line) for line in file]
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axis, ap_axis = figure.subplots(1, 2)
+    losses = [(row["iteration"], row["total_loss"]) for row in rows if "total_loss" in row]
+    loss_axis.plot(*zip(*losses, strict=True), color="tab:blue")
+    loss_axis.set(xlabel="iteration", ylabel="total loss, all decoder layers", yscale="log")
+    timed = [row for row in rows if "bbox/AP" in row and "minutes" in row]
+    for key, color in (("bbox/AP50", "tab:orange"), ("bbox/AP", "tab:green")):
+        ap_axis.plot([row["minutes"] for row in timed], [row[key] for row in timed], "o-", color=color, label=key[5:])
+    ap_axis.set(xlabel="minutes since the start", ylabel="box AP on the validation set", ylim=(0, 100))
+    ap_axis.legend(loc="lower right")
+    for axis in (loss_axis, ap_axis):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,66 @@
+"""What every test may use: a small `shapes`, a small model, and no data set of the user's."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before detr is imported, which registers `shapes` where this variable points.
+_DATASETS = tempfile.TemporaryDirectory(prefix="detr-tests-")
+os.environ["DETECTRON2_DATASETS"] = _DATASETS.name
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.structures import Boxes, Instances  # noqa: E402
+
+from detr.data.shapes import ensure_shapes  # noqa: E402
+from detr.engine.setup import load_config  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "configs" / "quickstart" / "shapes_detection.yaml"
+
+# The quickstart's model made smaller still: what is tested is the wiring, not the accuracy.
+TINY = {
+    "MODEL.DETR.HIDDEN_DIM": 32,
+    "MODEL.DETR.DIM_FEEDFORWARD": 32,
+    "MODEL.DETR.ENC_LAYERS": 1,
+    "MODEL.DETR.DEC_LAYERS": 2,
+    "MODEL.DETR.NHEADS": 4,
+}
+
+
+def as_opts(settings: dict[str, Any]) -> list[str]:
+    """KEY VALUE pairs, as on the command line."""
+    return [text for key, value in settings.items() for text in (key, str(value))]
+
+
+@pytest.fixture(scope="session")
+def shapes_root() -> Path:
+    """The parent of a `shapes` with 48 + 16 images."""
+    root = Path(_DATASETS.name)
+    ensure_shapes(root, train_images=48, val_images=16)
+    return root
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., CfgNode]:
+    """tiny_config({"KEY": value, ...}): the quickstart config with a tiny model, not frozen."""
+
+    def make(settings: dict[str, Any] | None = None) -> CfgNode:
+        return load_config(str(QUICKSTART), as_opts({**TINY, **(settings or {})}))
+
+    return make
+
+
+def make_input(
+    boxes: list[list[float]], labels: list[int], size: tuple[int, int] = (96, 128), seed: int = 0
+) -> dict[str, Any]:
+    """A training input of ``Detr``: boxes xyxy in pixels, size (height, width)."""
+    instances = Instances(size)
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(labels, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+    return {"image": image, "instances": instances, "height": size[0], "width": size[1]}
