@@ -4,6 +4,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -81,14 +82,15 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
 def _merge(cfg: CfgNode, where: str, merge: Any) -> None:
     try:
         merge()
-    except KeyError as error:
-        key = str(error.args[0]).removeprefix("Non-existent config key: ").removeprefix("Non-existent key: ")
-        near = difflib.get_close_matches(key, _keys(cfg), n=1, cutoff=0.5)
+    except (KeyError, ValueError, AssertionError, AttributeError, OSError, yaml.YAMLError) as error:
+        # yacs tells a key that it does not know by a KeyError or an assertion, as the source has it.
+        text = " ".join(str(error.args[0] if isinstance(error, (KeyError, AssertionError)) else error).split())
+        unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
+        if not unknown:
+            raise InputError(f"{where} has a key or value that the config cannot take: {text}") from error
+        near = difflib.get_close_matches(unknown[1], _keys(cfg), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"{where} has the unknown config key {key}{hint}") from error
-    except (ValueError, AssertionError, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{where} has a key or value that the config cannot take: {reason}") from error
+        raise InputError(f"{where} has the unknown config key {unknown[1]}{hint}") from error
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:

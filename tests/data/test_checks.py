@@ -1,0 +1,115 @@
+import logging
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from detr.data.checks import check_classes, check_dicts, check_files, check_images, check_registered
+from detr.errors import InputError
+
+
+def entry(path, boxes=(), category=0, size=(32, 24)):
+    annotations = [{"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": category} for box in boxes]
+    return {"file_name": str(path), "width": size[0], "height": size[1], "annotations": annotations}
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Four readable JPEGs of 32 x 24 pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{index}.jpg" for index in range(4)]
+    for path in paths:
+        Image.fromarray(noise).save(path)
+    return paths
+
+
+def test_an_unknown_data_set_gets_a_suggestion():
+    with pytest.raises(InputError, match=r"'coco_2017_trian' is not registered; did you mean coco_2017_train"):
+        check_registered(["coco_2017_trian"])
+
+
+def test_missing_annotations_are_named(tmp_path):
+    name = "checks_missing"
+    DatasetCatalog.register(name, lambda: [])
+    MetadataCatalog.get(name).set(json_file=str(tmp_path / "gone.json"), image_root=str(tmp_path))
+    try:
+        with pytest.raises(InputError, match=r"its json_file .*gone\.json does not exist.*DETECTRON2_DATASETS"):
+            check_files(name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_another_number_of_classes_is_told_with_the_remedy():
+    with pytest.raises(InputError, match=r"NUM_CLASSES is 5, but .*shapes_train has 4 classes .*NUM_CLASSES 4"):
+        check_classes("shapes_train", 5)
+    check_classes("shapes_train", 4)
+
+
+def test_a_label_outside_the_classes_names_the_file():
+    with pytest.raises(InputError, match=r"x\.jpg has an object of category 4, outside \[0, 4\)"):
+        check_dicts([entry("x.jpg", [[0, 0, 5, 5]], category=4)], 4, 20)
+
+
+def test_degenerate_boxes_and_surplus_objects_are_counted(caplog):
+    caplog.set_level(logging.WARNING)
+    dicts = [
+        entry("a.jpg", [[0, 0, 5, 5], [1, 1, 0, 4], [2, 2, 3, -1]]),
+        entry("b.jpg", [[0, 0, 5, 5]] * 4),
+        entry("c.jpg", [[0, 0, 5, 5]] * 6),
+    ]
+    check_dicts(dicts, 4, 3)
+    degenerate, surplus = caplog.messages
+    assert degenerate.startswith("2 degenerate boxes")
+    assert "a.jpg" in degenerate
+    assert surplus.startswith("2 images have more objects than the 3 queries, up to 6 in c.jpg")
+
+
+def test_crowds_need_no_queries(caplog):
+    crowd = entry("a.jpg", [[0, 0, 5, 5]] * 9)
+    for obj in crowd["annotations"]:
+        obj["iscrowd"] = 1
+    check_dicts([crowd], 4, 3)
+    assert not caplog.messages
+
+
+def test_good_images_pass(images):
+    check_images([entry(path) for path in images])
+
+
+def test_missing_images_are_counted(images):
+    images[1].unlink()
+    images[2].unlink()
+    with pytest.raises(InputError, match=r"1\.jpg does not exist \(and 1 more of 4\)"):
+        check_images([entry(path) for path in images])
+
+
+def test_an_image_that_is_cut_off_is_found(images):
+    whole = images[3].read_bytes()
+    images[3].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cannot read the image .*3\.jpg \((?i:.*truncated)"):
+        check_images([entry(path) for path in images])
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"this is text"])
+def test_a_file_that_is_no_image_is_found(images, content):
+    images[2].write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read the image .*2\.jpg"):
+        check_images([entry(path) for path in images])
+
+
+def test_a_wrong_size_is_found(images):
+    with pytest.raises(InputError, match=r"0\.jpg is 32 x 24 pixels .* says 24 x 32"):
+        check_images([entry(images[0], size=(24, 32))])
+
+
+def test_an_image_that_exif_turns_has_its_sides_swapped(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (32, 24)).save(path, exif=exif)
+    check_images([entry(path, size=(24, 32))])
+    with pytest.raises(InputError, match="24 x 32 pixels"):
+        check_images([entry(path, size=(32, 24))])

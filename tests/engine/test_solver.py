@@ -1,0 +1,66 @@
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from detr.engine.solver import build_optimizer, schedule_in_iterations
+from detr.errors import InputError
+
+
+def scheduled(tiny_config, images, **solver):
+    cfg = tiny_config({f"SOLVER.{key}": value for key, value in solver.items()})
+    cfg.freeze()
+    out = schedule_in_iterations(cfg, images)
+    return out.SOLVER.MAX_ITER, tuple(out.SOLVER.STEPS)
+
+
+def test_epochs_of_coco_are_the_iterations_of_the_published_schedule(tiny_config):
+    """118,287 images in batches of 64: 1848 iterations an epoch, the wrapper's 554,400 and 369,600."""
+    assert scheduled(tiny_config, 118287, IMS_PER_BATCH=64, MAX_EPOCHS=300, DROP_EPOCHS=(200,)) == (554400, (369600,))
+
+
+def test_a_data_set_smaller_than_the_batch_has_one_iteration_an_epoch(tiny_config):
+    assert scheduled(tiny_config, 5, IMS_PER_BATCH=16, MAX_EPOCHS=7, DROP_EPOCHS=(3, 5)) == (7, (3, 5))
+
+
+def test_iterations_still_work(tiny_config):
+    assert scheduled(tiny_config, 5, MAX_EPOCHS=0, DROP_EPOCHS=(), MAX_ITER=70, STEPS=(50,)) == (70, (50,))
+
+
+@pytest.mark.parametrize("drops", [(5,), (0,), (2, 9)])
+def test_a_drop_outside_the_training_is_told(tiny_config, drops):
+    with pytest.raises(InputError, match="must lie between 0 and SOLVER.MAX_EPOCHS 5"):
+        scheduled(tiny_config, 100, MAX_EPOCHS=5, DROP_EPOCHS=drops)
+
+
+def test_groups_have_their_learning_rate_and_all_decay(tiny_config):
+    cfg = tiny_config({"SOLVER.BACKBONE_MULTIPLIER": 0.1, "SOLVER.BASE_LR": 2e-4, "SOLVER.WEIGHT_DECAY": 3e-4})
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        group = group_of.pop(id(parameter))
+        assert group["lr"] == pytest.approx(2e-5 if name.startswith("backbone.") else 2e-4), name
+        assert group["weight_decay"] == 3e-4, name  # norms and biases too
+    assert not group_of
+
+
+def test_the_whole_gradient_is_clipped_before_the_step(tiny_config):
+    """Plain SGD moves by lr * gradient, so that the move tells the gradient's norm."""
+    cfg = tiny_config({"SOLVER.OPTIMIZER": "SGD", "SOLVER.BASE_LR": 1.0, "SOLVER.WEIGHT_DECAY": 0.0,
+                       "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.1})  # fmt: skip
+    model = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(cfg, model)
+    for scale, expected in ((100.0, 0.1), (1e-4, 1e-4)):
+        before = torch.nn.utils.parameters_to_vector(model.parameters())
+        gradient = torch.full_like(before, scale / len(before) ** 0.5)
+        for parameter, piece in zip(model.parameters(), gradient.split([6, 2]), strict=True):
+            parameter.grad = piece.view_as(parameter).clone()
+            optimizer.state[parameter].clear()  # no momentum from before
+        optimizer.step()
+        move = torch.nn.utils.parameters_to_vector(model.parameters()) - before
+        assert move.norm().item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_unknown_optimizer_is_told(tiny_config):
+    with pytest.raises(InputError, match="OPTIMIZER is 'ADAM': it must be one of ADAMW, SGD"):
+        build_optimizer(tiny_config({"SOLVER.OPTIMIZER": "ADAM"}), torch.nn.Linear(1, 1))

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from detr.errors import InputError
+from tests.conftest import make_input
+
+BOXES = [[10.0, 12.0, 50.0, 60.0], [60.0, 20.0, 100.0, 80.0]]
+
+RESNET18 = {
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.OUT_FEATURES": ("res2", "res3", "res4", "res5"),
+}
+BACKBONES = {
+    "narrow ResNet-50": {},
+    "ResNet-18": {**RESNET18, "MODEL.DETR.IN_FEATURE": "res5"},
+    "ResNet-18 with FPN": {
+        **RESNET18,
+        "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+        "MODEL.FPN.IN_FEATURES": ("res2", "res3", "res4", "res5"),
+        "MODEL.DETR.IN_FEATURE": "p4",
+    },
+}
+
+
+def build(tiny_config, settings=None):
+    torch.manual_seed(0)
+    return build_model(tiny_config(settings))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("objects", [[2, 1], [0, 2], [0, 0]], ids=str)
+def test_trains_with_any_backbone_and_with_empty_images(tiny_config, backbone, objects):
+    model = build(tiny_config, BACKBONES[backbone]).train()
+    batch = [
+        make_input(BOXES[:n], [1, 3][:n], size) for n, size in zip(objects, [(96, 128), (90, 101)], strict=True)
+    ]
+    losses = model(batch)
+    assert len(losses) == 6  # three losses, two decoder layers
+    sum(losses.values()).backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    # A pyramid has levels that DETR does not read; all else must take part.
+    assert all(name.startswith(("backbone.fpn", "backbone.top_block")) for name in unused)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_detects_at_output_size(tiny_config, backbone):
+    model = build(tiny_config, BACKBONES[backbone]).eval()
+    inputs = [make_input([], [], (96, 128)), make_input([], [], (90, 101))]
+    inputs[1].update(height=180, width=303)
+    with torch.no_grad():
+        first, second = (x["instances"] for x in model(inputs))
+        model_size = model([{"image": inputs[1]["image"]}])[0]["instances"]
+    assert (first.image_size, second.image_size) == ((96, 128), (180, 303))
+    assert len(first) == len(second) == 20
+    assert second.scores.min() > 0
+    assert second.pred_classes.max() < 4
+    assert model_size.image_size == (90, 101)
+
+
+def test_padding_in_a_batch_changes_nothing_that_counts(tiny_config):
+    """Zeros beside an image still reach the borders of the convolutions, so: the same up to a little."""
+    model = build(tiny_config, {"MODEL.RESNETS.NORM": "FrozenBN"}).eval()
+    small, large = make_input([], [], (64, 64)), make_input([], [], (128, 160), seed=1)
+    with torch.no_grad():
+        alone, together = model([small])[0]["instances"], model([small, large])[0]["instances"]
+    torch.testing.assert_close(alone.pred_boxes.tensor, together.pred_boxes.tensor, atol=1.0, rtol=0)
+
+
+def test_metrics_go_to_the_event_storage_and_never_to_the_loss(tiny_config):
+    model = build(tiny_config).train()
+    batch = [make_input(BOXES, [0, 1])]
+    with EventStorage(start_iter=18) as storage:
+        losses = model(batch)
+        assert storage.latest() == {}  # metrics wait for the iteration that is written
+        storage.step()
+        model(batch)
+        assert storage.latest().keys() == {"class_error", "cardinality_error"}
+    assert all(key.startswith("loss_") for key in losses)
+
+
+def test_without_deep_supervision_the_last_layer_alone_is_penalised(tiny_config):
+    model = build(tiny_config, {"MODEL.DETR.DEEP_SUPERVISION": False}).train()
+    assert model([make_input(BOXES, [0, 1])]).keys() == {"loss_ce", "loss_bbox", "loss_giou"}
+
+
+@pytest.mark.parametrize("label", [4, -1])
+def test_a_label_outside_the_classes_names_the_image(tiny_config, label):
+    model = build(tiny_config).train()
+    bad = {**make_input(BOXES, [0, label]), "file_name": "a/b.jpg"}
+    with pytest.raises(InputError, match=r"a/b\.jpg has the labels .* outside \[0, 4\)"):
+        model([bad])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"MODEL.DETR.HIDDEN_DIM": 30}, "HIDDEN_DIM 30 is not divisible by MODEL.DETR.NHEADS 4"),
+        ({"MODEL.DETR.HIDDEN_DIM": 33, "MODEL.DETR.NHEADS": 3}, "HIDDEN_DIM 33 is not divisible by 4"),
+        (
+            {"MODEL.DETR.HIDDEN_DIM": 33, "MODEL.DETR.NHEADS": 3, "MODEL.DETR.POSITION_EMBEDDING": "learned"},
+            "HIDDEN_DIM 33 is not divisible by 2",
+        ),
+        ({"MODEL.DETR.POSITION_EMBEDDING": "rotary"}, "'rotary': it must be one of sine, learned"),
+        ({"MODEL.DETR.NUM_OBJECT_QUERIES": 0}, "NUM_OBJECT_QUERIES is 0: it must be at least 1"),
+        ({"MODEL.MASK_ON": True}, "mask head, which this version does not have yet"),
+    ],
+)
+def test_impossible_sizes_are_told(tiny_config, settings, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        build(tiny_config, settings)
