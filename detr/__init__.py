@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
 
 from detr.config import add_detr_config
 from detr.data.shapes import register_shapes
+from detr.modeling import small_resnet  # noqa: F401  registers a backbone
 from detr.modeling.meta_arch import Detr
 
 __all__ = ["Detr", "add_detr_config"]

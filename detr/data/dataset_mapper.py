@@ -1,6 +1,5 @@
 """From a Detectron2 dataset dict to what ``Detr`` takes, for boxes."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ class DetrDatasetMapper:
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Raises InputError, naming the file, for an unreadable image, a wrong size or a label outside [0, K)."""
-        x = copy.deepcopy(dataset_dict)  # the loader keeps the original
+        x = dict(dataset_dict)  # the loader keeps the original; what changes below is replaced, not changed
         image = read_image(x, self.image_format)
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)

@@ -1,0 +1,53 @@
+# `make` alone lists what there is. Everything runs in .venv, which `make env` builds once.
+
+PYTHON ?= python3
+# A Python that somebody asked for replaces another one in .venv; the default does not.
+SETUP := PYTHON='$(PYTHON)' PYTHON_CHOSEN='$(filter-out file,$(origin PYTHON))' tools/setup_env.sh
+BIN := .venv/bin
+SCRIPTS := $(wildcard train_net.py converter.py demo.py)
+
+.PHONY: help env oracle demo test lint format clean distclean sweep
+
+help:
+	@echo 'make demo       trains a small DETR on drawn shapes and shows what it finds'
+	@echo 'make test       runs every test          (ARGS="-k matcher" chooses some)'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make format     ruff, with its corrections written'
+	@echo 'make env        builds .venv: torch, Detectron2 and the rest; the others call it'
+	@echo '                (PYTHON=python3.12 chooses the interpreter, 3.10 to 3.13)'
+	@echo 'make clean      removes caches and build leftovers'
+	@echo 'make distclean  removes .venv and .oracle as well'
+
+env:
+	@$(SETUP) env
+
+# The original implementation, for the parity tests alone.
+oracle: env
+	@$(SETUP) oracle
+
+demo: env
+	$(BIN)/python demo.py $(ARGS)
+
+test: env oracle
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: env
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy detr $(SCRIPTS)
+
+format: env
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean: sweep
+	@echo 'removed caches and build leftovers; kept .venv, .oracle, datasets/ and what was trained in output/'
+
+distclean: sweep
+	@$(SETUP) remove
+	@echo 'removed caches and build leftovers; kept datasets/ and what was trained in output/'
+
+sweep:
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find . \( -path ./.git -o -path ./.venv -o -path ./.oracle -o -path ./datasets -o -path ./output \) -prune \
+		-o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+"""What an environment for `detr` needs. tools/setup_env.sh builds one from these lists."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+# What detr/ itself imports. An environment that has torch and Detectron2 is left as it is, so the
+# lower bounds are old. Detectron2 is missing here because no package index has it for current torch.
+INSTALL_REQUIRES = [
+    "torch>=2.6,<3",
+    "torchvision>=0.21,<1",
+    "numpy>=1.26,<3",
+    "scipy>=1.11,<2",
+    "Pillow>=10,<14",
+    "PyYAML>=6,<7",
+    "fvcore>=0.1.5.post20221221,<0.2",
+    "iopath>=0.1.9,<0.1.11",
+    "matplotlib>=3.8,<4",
+    "portalocker>=2.7,<5",
+    "pycocotools>=2.0.7,<3",
+]
+
+# What Detectron2's own Python sources import: its list caps numpy below 2, so it cannot be used.
+DETECTRON2 = [
+    "cloudpickle>=2.2,<4",
+    "hydra-core>=1.3,<1.4",
+    "omegaconf>=2.3,<2.4",
+    "opencv-python-headless>=4.8,<6",  # not on Detectron2's list, but its visualizer imports cv2
+    "packaging>=23",
+    "tabulate>=0.9,<1",
+    "tensorboard>=2.15,<3",
+    "termcolor>=2.3,<4",
+    "tqdm>=4.66,<5",
+    "yacs>=0.1.8,<0.2",
+]
+
+DEV = [
+    "mypy>=2.1,<3",
+    "pytest>=9,<10",
+    "ruff>=0.15,<0.18",  # the formatter's style may change with the middle number
+]
+
+
+def read_version() -> str:
+    text = (ROOT / "detr" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('detr/__init__.py has no line `__version__ = "..."`')
+    return found.group(1)
+
+
+def read_readme() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+if __name__ == "__main__":  # the tests read the lists above without building anything
+    setup(
+        name="detectron2-detr",
+        version=read_version(),
+        description="DETR, end-to-end object detection with transformers, as a plugin for Detectron2",
+        long_description=read_readme(),
+        long_description_content_type="text/markdown",
+        license="Apache-2.0",
+        license_files=["LICENSE"],
+        packages=find_packages(include=["detr", "detr.*"]),
+        python_requires=">=3.10,<3.14",
+        install_requires=INSTALL_REQUIRES,
+        extras_require={"detectron2": DETECTRON2, "dev": DEV},
+        classifiers=[
+            "Development Status :: 4 - Beta",
+            "Intended Audience :: Science/Research",
+            "Operating System :: POSIX :: Linux",
+            "Programming Language :: Python :: 3",
+            "Programming Language :: Python :: 3.10",
+            "Programming Language :: Python :: 3.11",
+            "Programming Language :: Python :: 3.12",
+            "Programming Language :: Python :: 3.13",
+            "Topic :: Scientific/Engineering :: Image Recognition",
+        ],
+    )

@@ -1,0 +1,144 @@
+"""train_net.py from end to end, on a tiny model and 48 images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+import train_net
+from detr.errors import InputError
+from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
+
+TRAINING = {**TINY, "SOLVER.IMS_PER_BATCH": 4, "SOLVER.BASE_LR": 0.001, "TEST.EVAL_PERIOD": 0}
+
+RETINANET = """
+MODEL:
+  META_ARCHITECTURE: "RetinaNet"
+  DEVICE: "cpu"
+  WEIGHTS: ""
+  BACKBONE: {NAME: "build_retinanet_resnet_fpn_backbone", FREEZE_AT: 0}
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: ["res3", "res4", "res5"], NORM: "BN"}
+  FPN: {IN_FEATURES: ["res3", "res4", "res5"]}
+  ANCHOR_GENERATOR: {SIZES: [[16], [32], [64], [128], [256]]}
+  RETINANET: {NUM_CLASSES: 4, IOU_THRESHOLDS: [0.4, 0.5], IOU_LABELS: [0, -1, 1]}
+DATASETS: {TRAIN: ("shapes_train",), TEST: ("shapes_val",)}
+DATALOADER: {NUM_WORKERS: 0}
+INPUT: {MIN_SIZE_TRAIN: (128,), MIN_SIZE_TEST: 128}
+SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 2, STEPS: (), BASE_LR: 0.001}
+VERSION: 2
+"""
+
+
+def train(output, settings, *flags, config=QUICKSTART):
+    opts = as_opts({**settings, "OUTPUT_DIR": output})
+    return train_net.main(default_argument_parser().parse_args(["--config-file", str(config), *flags, *opts]))
+
+
+def iterations(output):
+    """The rows of metrics.json that training wrote."""
+    rows = [json.loads(line) for line in (Path(output) / "metrics.json").read_text().splitlines()]
+    return [row for row in rows if "total_loss" in row]
+
+
+@pytest.fixture(scope="module")
+def trained(shapes_root, tmp_path_factory):
+    """The folder of a training of 20 iterations, and its results."""
+    output = tmp_path_factory.mktemp("training") / "first"
+    train(output, {**TRAINING, "SOLVER.MAX_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 10})
+    return output
+
+
+def test_a_training_leaves_weights_metrics_and_detections(trained):
+    assert {"model_0000009.pth", "model_final.pth", "last_checkpoint", "config.yaml"} <= set(os.listdir(trained))
+    (row,) = iterations(trained)
+    losses = [key for key in row if key.startswith("loss_")]
+    assert len(losses) == 6
+    # Medians of a window each, so that the sum is near the total and not on it
+    assert row["total_loss"] == pytest.approx(sum(row[key] for key in losses), rel=0.1)
+    assert 0 <= row["class_error"] <= 100
+    assert 0 <= row["cardinality_error"] <= 20
+    detections = json.loads((trained / "inference" / "coco_instances_results.json").read_text())
+    assert len(detections) == 16 * 20  # every query of every image
+    assert {x["category_id"] for x in detections} <= {1, 2, 4, 7}  # the data set's own ids
+
+
+def test_evaluation_alone_gives_the_same_detections(trained, tmp_path):
+    train(tmp_path, {**TRAINING, "MODEL.WEIGHTS": trained / "model_final.pth"}, "--eval-only")
+    name = Path("inference") / "coco_instances_results.json"
+    first, second = (json.loads((folder / name).read_text()) for folder in (trained, tmp_path))
+    assert first == second
+
+
+def test_resuming_goes_on_where_the_checkpoint_ends(trained, tmp_path):
+    (tmp_path / "run").mkdir()
+    weights = trained / "model_0000009.pth"
+    os.link(weights, tmp_path / "run" / weights.name)
+    (tmp_path / "run" / "last_checkpoint").write_text(weights.name)
+    settings = {**TRAINING, "SOLVER.MAX_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 10}
+    train(tmp_path / "run", settings, "--resume")
+    checkpoint = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == 19
+    steps = {int(state["step"]) for state in checkpoint["optimizer"]["state"].values()}
+    assert steps == {20}  # 10 before and 10 after: the optimiser's state came along
+
+
+def test_a_second_training_does_not_write_over_the_first(trained):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="go on with --resume"):
+        train(trained, {**TRAINING, "SOLVER.MAX_ITER": 20})
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+
+
+def test_epochs_become_iterations_of_the_data_set(shapes_root, tmp_path):
+    """48 images in batches of 16: 3 iterations an epoch."""
+    train(tmp_path, {**TRAINING, "SOLVER.IMS_PER_BATCH": 16, "SOLVER.MAX_EPOCHS": 2})
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 5
+
+
+def test_other_meta_architectures_train_too(shapes_root, tmp_path):
+    config = tmp_path / "retinanet.yaml"
+    config.write_text(RETINANET)
+    train(tmp_path / "out", {}, config=config)
+    assert (tmp_path / "out" / "model_final.pth").exists()
+
+
+def test_a_training_that_diverges_stops_and_keeps_its_checkpoints(shapes_root, tmp_path):
+    settings = {**TRAINING, "SOLVER.MAX_ITER": 50, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.WARMUP_ITERS": 0,
+                "SOLVER.BASE_LR": 1e20}  # fmt: skip
+    with pytest.raises(FloatingPointError, match=r"Lower SOLVER\.BASE_LR") as error:
+        train(tmp_path, settings)
+    assert "\n" not in str(error.value)
+    first = torch.load(tmp_path / "model_0000000.pth", weights_only=True)
+    assert first["iteration"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"MODEL.DETR.NUM_CLASSES": 5}, "NUM_CLASSES is 5, but the data set shapes_val has 4 classes"),
+        ({"DATASETS.TRAIN": "('shapes_trian',)"}, "'shapes_trian' is not registered; did you mean shapes_train"),
+        ({"DATASETS.TEST": "('coco_2017_val',)"}, "coco_2017_val is registered, but its json_file"),
+        ({"SOLVER.IMS_PER_BATCH": 0}, "IMS_PER_BATCH 0 must be a positive multiple"),
+        ({"MODEL.WEIGHTS": "gone.pth"}, "the weights file gone.pth does not exist"),
+        ({"MODEL.DETR.HIDDEN_DIM": 30}, "HIDDEN_DIM 30 is not divisible"),
+    ],
+)
+def test_bad_input_is_told_before_the_training(shapes_root, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        train(tmp_path / "out", {**TRAINING, **settings})
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_the_command_line_ends_with_one_line(shapes_root, tmp_path):
+    """The cause last, status 2, no traceback."""
+    command = [sys.executable, "train_net.py", "--config-file", str(QUICKSTART), "--num-gpus", "0"]
+    opts = as_opts({**TRAINING, "OUTPUT_DIR": tmp_path / "out", "MODEL.DETR.NUM_CLASSES": 5})
+    result = subprocess.run([*command, *opts], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stdout + result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: MODEL.DETR.NUM_CLASSES is 5, but")

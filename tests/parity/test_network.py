@@ -1,0 +1,131 @@
+"""The same weights give the same numbers: logits, boxes, masks, positions, gradients."""
+
+import pytest
+import torch
+from detectron2.structures import ImageList
+
+from detr.checkpoint.formats import original_to_detectron2
+from detr.modeling.backbone import padding_mask
+from tests.parity.oracle import build_original, load_oracle, run_original
+from tests.parity.pairs import (
+    MODELS,
+    PADDED,
+    SINGLE,
+    all_layers,
+    converted,
+    config,
+    image_batch,
+    make_pair,
+    random_targets,
+    run_ours,
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_of_all_decoder_layers(name):
+    pair = make_pair(name)
+    for sizes in (PADDED, SINGLE):
+        images = image_batch(sizes)
+        with torch.no_grad():
+            logits, boxes = run_ours(pair.ours, images)
+            expected_logits, expected_boxes = all_layers(run_original(pair.original, images))
+        assert expected_logits.std() > 1  # lively: else agreement says little
+        torch.testing.assert_close(logits, expected_logits, atol=1e-9, rtol=0)
+        torch.testing.assert_close(boxes, expected_boxes, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_in_single_precision(name):
+    """Fresh weights, which amplify little: rounding alone stays within the bounds."""
+    original, _, _ = build_original(name)
+    ours = converted(original, config(name))
+    for sizes in (PADDED, SINGLE):
+        images = image_batch(sizes, torch.float32)
+        with torch.no_grad():
+            logits, boxes = run_ours(ours, images)
+            expected_logits, expected_boxes = all_layers(run_original(original, images))
+        torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(boxes, expected_boxes, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"pre_norm": True}, {"position_embedding": "learned"}], ids=str)
+def test_outputs_of_the_variants(options):
+    pair = make_pair("detr_R_50", **options)
+    images = image_batch(PADDED)
+    with torch.no_grad():
+        logits, boxes = run_ours(pair.ours, images)
+        expected_logits, expected_boxes = all_layers(run_original(pair.original, images))
+    torch.testing.assert_close(logits, expected_logits, atol=1e-9, rtol=0)
+    torch.testing.assert_close(boxes, expected_boxes, atol=1e-9, rtol=0)
+
+
+def test_outputs_do_not_depend_on_the_auxiliary_layers():
+    pair = make_pair("detr_R_50")
+    images = ImageList.from_tensors(image_batch(PADDED))
+    with torch.no_grad():
+        every, last = (pair.ours.predict(images, all_layers=flag) for flag in (True, False))
+    assert len(every[0]) == 6
+    assert len(last[0]) == 1
+    torch.testing.assert_close(every[0][-1:], last[0])
+    torch.testing.assert_close(every[1][-1:], last[1])
+
+
+@pytest.mark.parametrize("sizes", [[(223, 310), (301, 297)], [(480, 639), (333, 641)], [(64, 64), (65, 67)]])
+def test_padding_masks_are_equal(sizes):
+    """Nearest-neighbour samples; ceil(size / stride) would fail for these."""
+    oracle = load_oracle()
+    images = image_batch(sizes)
+    nested = oracle.nested_tensor_from_tensor_list(images)
+    for stride in (16, 32):
+        size = tuple(-(-x // stride) for x in nested.tensors.shape[-2:])
+        expected = torch.nn.functional.interpolate(nested.mask[None].float(), size=size)[0].bool()
+        ours = padding_mask(ImageList.from_tensors(images), size)
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("kind", ["sine", "learned"])
+def test_position_encodings_and_masks_after_the_backbone_are_equal(kind):
+    pair = make_pair("detr_R_50", position_embedding=kind)
+    images = image_batch(PADDED)
+    nested = load_oracle().nested_tensor_from_tensor_list(images)
+    with torch.no_grad():
+        features, positions = pair.original.backbone(nested)
+        mask = padding_mask(ImageList.from_tensors(images), features[-1].tensors.shape[-2:])
+        position = pair.ours.position_encoding(mask)
+    assert mask.any()
+    assert torch.equal(mask, features[-1].mask)
+    assert torch.equal(position, positions[-1])
+
+
+def test_gradients_of_all_parameters():
+    """One backward pass of the whole loss, dropout off."""
+    pair = make_pair("detr_R_50", dropout=0.0)
+    original, ours = pair.original, pair.ours
+    images = image_batch(PADDED)
+    targets, original_targets = random_targets([7, 3])
+    original_targets = [{**target, "boxes": target["boxes"].double()} for target in original_targets]
+
+    original.zero_grad()
+    ours.zero_grad()
+    losses = pair.criterion(run_original(original, images), original_targets)
+    weights = pair.criterion.weight_dict
+    sum(losses[key] * weights[key] for key in losses if key in weights).backward()
+    expected = original_to_detectron2(
+        {
+            name: p.grad if p.grad is not None else torch.zeros_like(p)
+            for name, p in original.state_dict(keep_vars=True).items()
+        }
+    )
+
+    sum(ours.criterion(*run_ours(ours, images), targets)[0].values()).backward()
+    checked = 0
+    for name, parameter in ours.named_parameters():
+        if not parameter.requires_grad:  # stem and res2
+            continue
+        error = (parameter.grad - expected[name]).norm() / expected[name].norm()
+        assert error < 1e-3, f"{name}: {error:.1e}"
+        checked += 1
+    trained = sum(p.requires_grad for p in original.parameters())
+    assert checked == trained
+    original.zero_grad()
+    ours.zero_grad()
