@@ -61,11 +61,11 @@ def main() -> None:
     args = parse_args()
     output = free_folder(args.output)
     opts = ["OUTPUT_DIR", str(output), *args.opts]
-    print(f"Training a small DETR on drawn shapes, on the CPU: about 6 minutes on two cores.\nFolder: {output.absolute()}")
+    print(
+        f"Training a small DETR on drawn shapes, on the CPU: about 6 minutes on two cores.\nFolder: {output.absolute()}"
+    )
     with quietly(output / "console.txt"):
-        cfg = setup(
-            argparse.Namespace(config_file=str(CONFIG), opts=opts, eval_only=False, resume=False, num_gpus=1)
-        )
+        cfg = setup(argparse.Namespace(config_file=str(CONFIG), opts=opts, eval_only=False, resume=False, num_gpus=1))
         silence_console()
         trainer = Trainer(cfg)
         progress = Progress()
@@ -87,9 +87,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="output/demo", help="a folder; where it exists, a number is added")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values, as for train_net.py")
     return parser.parse_args()
@@ -133,7 +131,10 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module) -> np.ndarray:
     model.eval()
     pairs = [
         truth_beside_detections(
-            read_image(x, "RGB"), x["annotations"], model([mapper(x)])[0]["instances"], MetadataCatalog.get(name)
+            read_image(x, "RGB"),
+            x["annotations"],
+            model([mapper(x)])[0]["instances"],
+            MetadataCatalog.get(name),
         )
         for x in chosen
     ]

@@ -24,7 +24,7 @@ def exit_with_one_line() -> Iterator[None]:
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         for name in (InputError.__name__, FloatingPointError.__name__):
-            before, found, message = text.rpartition(f"{name}: ")
+            _, found, message = text.rpartition(f"{name}: ")
             if found:
                 print(f"error: {message.strip()}", file=sys.stderr)
                 sys.exit(2)

@@ -64,9 +64,7 @@ def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     height = max(picture.shape[0] for picture in pictures)
     width = max(picture.shape[1] for picture in pictures)
     rows = -(-len(pictures) // columns)
-    canvas = np.full(
-        (rows * height + (rows - 1) * GAP, columns * width + (columns - 1) * GAP, 3), 255, dtype=np.uint8
-    )
+    canvas = np.full((rows * height + (rows - 1) * GAP, columns * width + (columns - 1) * GAP, 3), 255, dtype=np.uint8)
     for index, picture in enumerate(pictures):
         top, left = (index // columns) * (height + GAP), (index % columns) * (width + GAP)
         canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture

@@ -3,22 +3,61 @@
 import logging
 from typing import Any
 
+import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
 
 from detr.checkpoint.files import load_file
-from detr.checkpoint.formats import is_original_detection, original_to_detectron2
+from detr.checkpoint.formats import (
+    is_original_detection,
+    is_torchvision_resnet,
+    original_to_detectron2,
+    torchvision_to_detectron2,
+)
+from detr.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+TORCHVISION = "torchvision://"
+
 
 class DetrCheckpointer(DetectionCheckpointer):
-    """Loads the authors' detection checkpoints besides all that Detectron2 loads."""
+    """Loads the authors' detection checkpoints and torchvision's ResNets besides all that Detectron2 loads."""
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         content = load_file(f)
         state = content.get("model", content)
-        if not is_original_detection(state):
-            return content
-        logger.info("%s is an original DETR checkpoint: converting its %d tensors", f, len(state))
-        # Optimiser, epoch and args of the original's training mean nothing here.
-        return {"model": original_to_detectron2(state)}
+        if is_original_detection(state):
+            logger.info("%s is an original DETR checkpoint: converting its %d tensors", f, len(state))
+            # Optimiser, epoch and args of the original's training mean nothing here.
+            return {"model": original_to_detectron2(state)}
+        if is_torchvision_resnet(state):
+            logger.info("%s is a torchvision ResNet: loading it as the backbone alone", f)
+            return {"model": torchvision_to_detectron2(state)}
+        return content
+
+
+class TorchvisionHandler(PathHandler):  # type: ignore[misc]
+    """``torchvision://resnet101``: the ImageNet weights (version 1) that the original starts from."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [TORCHVISION]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return str(PathManager.get_local_path(torchvision_url(path), force=force))
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return bool(torchvision_url(path))
+
+
+def torchvision_url(path: str) -> str:
+    """The address of the weights behind ``torchvision://NAME``. Raises InputError for an unknown name."""
+    name = path.removeprefix(TORCHVISION)
+    try:
+        return str(torchvision.models.get_model_weights(name).IMAGENET1K_V1.url)
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"torchvision has no ImageNet weights named {name!r}: try {TORCHVISION}resnet50") from error
+
+
+PathManager.register_handler(TorchvisionHandler(), allow_override=True)

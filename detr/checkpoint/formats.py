@@ -6,7 +6,7 @@ Every key of a source is mapped, or is an error that names it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -37,14 +37,22 @@ def original_to_detectron2(state: Mapping[str, Tensor]) -> State:
     A class head of 92 rows (COCO ids) keeps the 80 categories in Detectron2's order and no-object: 81
     rows. Other sizes are kept. Raises InputError for keys that no rule maps, naming the first ones.
     """
-    mapped = {key: _original_key(key) for key in state}
-    unknown = [key for key, new in mapped.items() if new is None]
-    if unknown:
-        raise InputError(
-            f"{len(unknown)} keys are not those of an original DETR detection model, the first: {', '.join(unknown[:3])}"
-        )
-    converted = {str(new): state[key] for key, new in mapped.items()}
-    return select_coco_rows(converted)
+    return select_coco_rows(_renamed(state, _original_key, "an original DETR detection model"))
+
+
+def is_torchvision_resnet(state: Mapping[str, object]) -> bool:
+    """Whether the keys are those of a ResNet of torchvision's, with its classifier or without."""
+    return "conv1.weight" in state and "layer1.0.conv1.weight" in state
+
+
+def torchvision_to_detectron2(state: Mapping[str, Tensor]) -> State:
+    """A torchvision ResNet as the backbone of a ``Detr``; its classifier and batch counters have no place there.
+
+    Raises InputError for keys that no rule maps, naming the first ones.
+    """
+    # Frozen batch norms count no batches.
+    body = {k: v for k, v in state.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
+    return _renamed(body, lambda key: _original_key(f"backbone.0.body.{key}"), "a torchvision ResNet")
 
 
 def select_coco_rows(state: State) -> State:
@@ -59,6 +67,14 @@ def coco_rows() -> Tensor:
     """The rows of the original's 92 that Detectron2's 80 categories and no-object are: (81,) int64."""
     things = [int(str(category["id"])) for category in COCO_CATEGORIES if category["isthing"]]
     return torch.tensor([*things, ORIGINAL_COCO_ROWS - 1])
+
+
+def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str | None], what: str) -> State:
+    names = {key: rename(key) for key in state}
+    unknown = [key for key, new in names.items() if new is None]
+    if unknown:
+        raise InputError(f"{len(unknown)} keys are not those of {what}, the first: {', '.join(unknown[:3])}")
+    return {str(names[key]): value for key, value in state.items()}
 
 
 def _original_key(key: str) -> str | None:
@@ -82,6 +98,8 @@ def _torchvision_layer(name: str) -> str | None:
     layer, _, parameter = name.rpartition(".")
     if layer.startswith("conv"):
         return name
+    if parameter == "num_batches_tracked":
+        return None
     if layer.startswith("bn"):
         return f"conv{layer[2:]}.norm.{parameter}"
     return {"downsample.0": f"shortcut.{parameter}", "downsample.1": f"shortcut.norm.{parameter}"}.get(layer)

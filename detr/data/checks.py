@@ -42,7 +42,7 @@ def load_training_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[s
     Raises InputError where a data set is not registered, its files are missing or it is empty.
     """
     if not names:
-        raise InputError('DATASETS.TRAIN is empty: name a data set, as in DATASETS.TRAIN "(\'shapes_train\',)"')
+        raise InputError("DATASETS.TRAIN is empty: name a data set, as in DATASETS.TRAIN \"('shapes_train',)\"")
     check_registered(names)
     for name in names:
         check_files(name)
@@ -94,7 +94,9 @@ def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: 
             crowded.append((len(annotations), x["file_name"]))
     if degenerate:
         logger.warning(
-            "%d degenerate boxes (no width or no height) are dropped; the first is in %s", len(degenerate), degenerate[0]
+            "%d degenerate boxes (no width or no height) are dropped; the first is in %s",
+            len(degenerate),
+            degenerate[0],
         )
     if crowded:
         most, where = max(crowded)

@@ -223,9 +223,7 @@ def _load(folder: Path, split: str) -> list[dict[str, Any]]:
     panoptic_file, panoptic_folder = annotations / f"panoptic_{split}.json", folder / f"panoptic_{split}"
     panoptic = {
         entry["image_id"]: entry
-        for entry in load_coco_panoptic_json(
-            str(panoptic_file), images, str(panoptic_folder), _class_metadata()
-        )
+        for entry in load_coco_panoptic_json(str(panoptic_file), images, str(panoptic_folder), _class_metadata())
     }
     # Both loaders name the same image file, so that the union contradicts neither.
     return [{**entry, **panoptic[entry["image_id"]]} for entry in dicts]

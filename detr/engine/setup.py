@@ -142,6 +142,6 @@ def check_weights(weights: str) -> None:
     """Raises InputError for a local weights file that is missing."""
     if weights and "://" not in weights and not PathManager.exists(weights):
         raise InputError(
-            f"the weights file {weights} does not exist: check MODEL.WEIGHTS; MODEL.WEIGHTS \"\" starts from random "
+            f'the weights file {weights} does not exist: check MODEL.WEIGHTS; MODEL.WEIGHTS "" starts from random '
             "weights"
         )

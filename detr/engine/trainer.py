@@ -12,7 +12,14 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 
 from detr.checkpoint import DetrCheckpointer
-from detr.data.checks import check_classes, check_dicts, check_files, check_images, check_registered, load_training_dicts
+from detr.data.checks import (
+    check_classes,
+    check_dicts,
+    check_files,
+    check_images,
+    check_registered,
+    load_training_dicts,
+)
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.engine import evaluation, solver
 

@@ -39,9 +39,7 @@ class SetCriterion(nn.Module):
         class_weight[-1] = no_object_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
 
-    def forward(
-        self, logits: Tensor, boxes: Tensor, targets: Targets
-    ) -> tuple[dict[str, Tensor], Matches]:
+    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> tuple[dict[str, Tensor], Matches]:
         """Weighted losses of all layers, and the matches they stand on.
 
         logits: (L, N, Q, K + 1); boxes: (L, N, Q, 4) cxcywh in [0, 1] of the unpadded image

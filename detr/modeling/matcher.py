@@ -1,10 +1,10 @@
 """Bipartite matching of queries to ground-truth objects (paper, sec. 3.1, eq. 1).
 
-    L  decoder layers
-    N  images
-    Q  queries
-    M  ground-truth objects of all N images together, M_i of image i
-    K  classes without no-object
+L  decoder layers
+N  images
+Q  queries
+M  ground-truth objects of all N images together, M_i of image i
+K  classes without no-object
 """
 
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ class HungarianMatcher(nn.Module):
 
     def cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """The matching cost (L, Q, M) of each query with the objects of its own image."""
-        layers, images, queries, _ = logits.shape
+        layers, _, queries, _ = logits.shape
         probability = logits.softmax(-1)
         blocks = [logits.new_zeros(layers, queries, 0)]
         pieces = zip(targets.labels.split(targets.sizes), targets.boxes.split(targets.sizes), strict=True)
@@ -91,9 +91,7 @@ class HungarianMatcher(nn.Module):
             predicted = boxes[:, image].flatten(0, 1)  # (L * Q, 4)
             class_cost = -probability[:, image][..., labels].flatten(0, 1)  # (L * Q, M_i)
             l1 = torch.cdist(predicted, truth, p=1)
-            giou = generalized_box_iou(
-                box_convert(predicted, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy")
-            )
+            giou = generalized_box_iou(box_convert(predicted, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
             block = self.cost_bbox * l1 + self.cost_class * class_cost - self.cost_giou * giou
             blocks.append(block.unflatten(0, (layers, queries)))
         return torch.cat(blocks, dim=-1)

@@ -1,7 +1,7 @@
 """The wiring room: ``Detr`` joins backbone, transformer, heads, set loss and postprocessing.
 
-    N  images, H x W their padded size in pixels
-    L  decoder layers, Q queries, K classes without no-object, d width of the transformer
+N  images, H x W their padded size in pixels
+L  decoder layers, Q queries, K classes without no-object, d width of the transformer
 """
 
 from typing import Any
@@ -161,9 +161,7 @@ class Detr(nn.Module):
         padding = padding_mask(images, (h, w))
         mask = padding if padding is not None else torch.zeros(n, h, w, dtype=torch.bool, device=features.device)
         position = self.position_encoding(mask).to(features.dtype)
-        decoded, _ = self.transformer(
-            self.input_proj(features), position, self.query_embed.weight, padding, all_layers
-        )
+        decoded, _ = self.transformer(self.input_proj(features), position, self.query_embed.weight, padding, all_layers)
         return self.class_embed(decoded), self.bbox_embed(decoded)
 
     def targets(self, batched_inputs: list[dict[str, Any]]) -> Targets:

@@ -1,9 +1,9 @@
 """Where a pixel is: encodings of the two image axes, added to queries and keys of the attention.
 
-    N  images
-    H, W  height and width of the feature map
-    C  channels of the encoding: C / 2 for y, then C / 2 for x
-    mask  (N, H, W) bool, True = padding
+N  images
+H, W  height and width of the feature map
+C  channels of the encoding: C / 2 for y, then C / 2 for x
+mask  (N, H, W) bool, True = padding
 """
 
 import math

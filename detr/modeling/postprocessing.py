@@ -1,7 +1,7 @@
 """From the network's outputs to Detectron2's structures.
 
-    Q  queries
-    K  classes without no-object
+Q  queries
+K  classes without no-object
 """
 
 from detectron2.structures import Boxes, Instances

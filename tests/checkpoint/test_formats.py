@@ -31,9 +31,9 @@ def test_every_tensor_arrives_once_and_unchanged(original):
         "backbone.0.body.layer4.0.downsample.1.bias": "backbone.res5.0.shortcut.norm.bias",
         "backbone.0.body.layer3.5.conv2.weight": "backbone.res4.5.conv2.weight",
         "backbone.0.body.layer3.5.bn3.running_mean": "backbone.res4.5.conv3.norm.running_mean",
-        "transformer.decoder.layers.5.multihead_attn.in_proj_weight": "transformer.decoder.layers.5.multihead_attn.in_proj_weight",
+        "transformer.decoder.norm.weight": "transformer.decoder.norm.weight",
         "query_embed.weight": "query_embed.weight",
-    }  # fmt: skip
+    }
     for old, new in pairs.items():
         assert torch.equal(converted[new], original[old])
     assert torch.equal(converted["class_embed.weight"], original["class_embed.weight"][coco_rows()])

@@ -14,9 +14,7 @@ def annotation(box, category=0, **more):
 
 
 def mapper(augmentations=(), is_train=True):
-    return DetrDatasetMapper(
-        is_train=is_train, augmentations=list(augmentations), image_format="RGB", num_classes=4
-    )
+    return DetrDatasetMapper(is_train=is_train, augmentations=list(augmentations), image_format="RGB", num_classes=4)
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_the_schedule_said_last_holds(tmp_path, child, opts, expected):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.DETR.NUM_CLASES", "3"], "the command line has the unknown config key MODEL.DETR.NUM_CLASES; did you mean MODEL.DETR.NUM_CLASSES?"),
+        (["MODEL.DETR.NUM_CLASES", "3"], "the unknown config key MODEL.DETR.NUM_CLASES; did you mean MODEL.DETR.NUM_CLASSES?"),
         (["MODEL.DETR.NUM_CLASSES"], "must be KEY VALUE pairs"),
         (["MODEL.DETR.NUM_CLASSES", "many"], "the command line has a key or value that the config cannot take"),
     ],
@@ -115,7 +115,7 @@ def test_a_bad_file_is_named(tmp_path, content, message):
 
 
 def test_a_missing_config_is_named():
-    with pytest.raises(InputError, match="the config file nowhere.yaml does not exist"):
+    with pytest.raises(InputError, match=r"the config file nowhere\.yaml does not exist"):
         load_config("nowhere.yaml", [])
 
 

@@ -15,7 +15,10 @@ def scheduled(tiny_config, images, **solver):
 
 def test_epochs_of_coco_are_the_iterations_of_the_published_schedule(tiny_config):
     """118,287 images in batches of 64: 1848 iterations an epoch, the wrapper's 554,400 and 369,600."""
-    assert scheduled(tiny_config, 118287, IMS_PER_BATCH=64, MAX_EPOCHS=300, DROP_EPOCHS=(200,)) == (554400, (369600,))
+    assert scheduled(tiny_config, 118287, IMS_PER_BATCH=64, MAX_EPOCHS=300, DROP_EPOCHS=(200,)) == (
+        554400,
+        (369600,),
+    )
 
 
 def test_a_data_set_smaller_than_the_batch_has_one_iteration_an_epoch(tiny_config):
@@ -28,7 +31,7 @@ def test_iterations_still_work(tiny_config):
 
 @pytest.mark.parametrize("drops", [(5,), (0,), (2, 9)])
 def test_a_drop_outside_the_training_is_told(tiny_config, drops):
-    with pytest.raises(InputError, match="must lie between 0 and SOLVER.MAX_EPOCHS 5"):
+    with pytest.raises(InputError, match=r"must lie between 0 and SOLVER\.MAX_EPOCHS 5"):
         scheduled(tiny_config, 100, MAX_EPOCHS=5, DROP_EPOCHS=drops)
 
 

@@ -121,7 +121,10 @@ def test_a_training_that_diverges_stops_and_keeps_its_checkpoints(shapes_root, t
     ("settings", "message"),
     [
         ({"MODEL.DETR.NUM_CLASSES": 5}, "NUM_CLASSES is 5, but the data set shapes_val has 4 classes"),
-        ({"DATASETS.TRAIN": "('shapes_trian',)"}, "'shapes_trian' is not registered; did you mean shapes_train"),
+        (
+            {"DATASETS.TRAIN": "('shapes_trian',)"},
+            "'shapes_trian' is not registered; did you mean shapes_train",
+        ),
         ({"DATASETS.TEST": "('coco_2017_val',)"}, "coco_2017_val is registered, but its json_file"),
         ({"SOLVER.IMS_PER_BATCH": 0}, "IMS_PER_BATCH 0 must be a positive multiple"),
         ({"MODEL.WEIGHTS": "gone.pth"}, "the weights file gone.pth does not exist"),

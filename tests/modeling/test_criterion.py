@@ -39,7 +39,9 @@ def test_box_losses_are_divided_by_the_objects_of_the_batch(criterion):
     two = Targets(torch.tensor([0, 0]), torch.tensor([[0.5, 0.5, 0.3, 0.3]] * 2), [1, 1])
     boxes[:, 1] = boxes[:, 0]
     logits = torch.zeros(1, 2, 4, K + 1)
-    torch.testing.assert_close(criterion(logits, boxes, one)[0]["loss_bbox"], criterion(logits, boxes, two)[0]["loss_bbox"])
+    torch.testing.assert_close(
+        criterion(logits, boxes, one)[0]["loss_bbox"], criterion(logits, boxes, two)[0]["loss_bbox"]
+    )
 
 
 def test_images_without_objects_teach_no_object_only(criterion):

@@ -34,9 +34,7 @@ def build(tiny_config, settings=None):
 @pytest.mark.parametrize("objects", [[2, 1], [0, 2], [0, 0]], ids=str)
 def test_trains_with_any_backbone_and_with_empty_images(tiny_config, backbone, objects):
     model = build(tiny_config, BACKBONES[backbone]).train()
-    batch = [
-        make_input(BOXES[:n], [1, 3][:n], size) for n, size in zip(objects, [(96, 128), (90, 101)], strict=True)
-    ]
+    batch = [make_input(BOXES[:n], [1, 3][:n], size) for n, size in zip(objects, [(96, 128), (90, 101)], strict=True)]
     losses = model(batch)
     assert len(losses) == 6  # three losses, two decoder layers
     sum(losses.values()).backward()

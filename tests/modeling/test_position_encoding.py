@@ -20,9 +20,7 @@ def test_sine_encoding_ignores_the_padding():
     mask = torch.ones(1, 7, 9, dtype=torch.bool)
     mask[:, :4, :5] = False
     encoding = SinePositionEncoding(16)
-    torch.testing.assert_close(
-        encoding(mask)[:, :, :4, :5], encoding(torch.zeros(1, 4, 5, dtype=torch.bool))
-    )
+    torch.testing.assert_close(encoding(mask)[:, :, :4, :5], encoding(torch.zeros(1, 4, 5, dtype=torch.bool)))
 
 
 def test_sine_encoding_refuses_channels_it_cannot_share():

@@ -51,7 +51,9 @@ def test_queries_are_a_set(transformer):
 def test_positions_tell_pixels_apart(transformer):
     """Without positions the encoder cannot tell a map from its permutation; with them it can."""
     features, position, queries = inputs()
-    shuffled = features.flatten(2)[..., torch.randperm(20, generator=torch.Generator().manual_seed(2))].view_as(features)
+    shuffled = features.flatten(2)[..., torch.randperm(20, generator=torch.Generator().manual_seed(2))].view_as(
+        features
+    )
     nowhere = torch.zeros_like(position)
     a, _ = transformer(features, nowhere, queries, None)
     b, _ = transformer(shuffled, nowhere, queries, None)

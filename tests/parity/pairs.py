@@ -31,9 +31,7 @@ class Pair:
 
 
 def config(name: str, *opts: Any) -> CfgNode:
-    return load_config(
-        str(CONFIGS / "COCO-Detection" / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", *map(str, opts)]
-    )
+    return load_config(str(CONFIGS / "COCO-Detection" / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", *map(str, opts)])
 
 
 @functools.lru_cache(maxsize=1)  # one model at a time keeps the memory low

@@ -47,15 +47,11 @@ def test_every_loss(outputs, criterion, sizes):
     targets, theirs = random_targets(sizes, seed=1)
     ours, matches = criterion(*all_layers(outputs), targets)
     expected = pair.criterion(outputs, theirs)
-    weighted = {
-        key: expected[key] * weight for key, weight in pair.criterion.weight_dict.items() if key in expected
-    }
+    weighted = {key: expected[key] * weight for key, weight in pair.criterion.weight_dict.items() if key in expected}
     assert ours.keys() == weighted.keys()
     assert len(ours) == 18
     for key, value in weighted.items():
-        torch.testing.assert_close(
-            ours[key], value, rtol=1e-5, atol=0, msg=lambda text, key=key: f"{key}: {text}"
-        )
+        torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=0, msg=lambda text, key=key: f"{key}: {text}")
 
     logits, _ = all_layers(outputs)
     metrics = criterion.metrics(logits, targets, matches)

@@ -38,9 +38,7 @@ def test_a_missing_oracle_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_building_is_seeded_and_keeps_the_global_generator() -> None:
     state = torch.get_rng_state()
-    first, second = (
-        oracle.build_original("detr_R_50", enc_layers=1, dec_layers=1, seed=7)[0] for _ in range(2)
-    )
+    first, second = (oracle.build_original("detr_R_50", enc_layers=1, dec_layers=1, seed=7)[0] for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first.class_embed.weight, second.class_embed.weight)
 
@@ -77,9 +75,7 @@ def test_float32_noise_stays_small(lively_model: Any) -> None:
 def test_dropped_rows_do_not_count_in_the_softmax(lively_model: Any) -> None:
     logits = oracle.run_original(lively_model, [oracle.sample_image(200, 260, seed=3)])["pred_logits"]
     rows = oracle.coco_kept_rows()
-    torch.testing.assert_close(
-        logits.softmax(-1)[..., rows], logits[..., rows].softmax(-1), rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(logits.softmax(-1)[..., rows], logits[..., rows].softmax(-1), rtol=1e-5, atol=0)
 
 
 @torch.no_grad()
@@ -117,9 +113,7 @@ def test_kept_rows_are_in_detectron2s_order() -> None:
 
 
 def test_small_class_heads_keep_every_row() -> None:
-    model, criterion, _ = oracle.lively_original(
-        "detr_R_50", num_classes=4, enc_layers=1, dec_layers=1, num_queries=10
-    )
+    model, criterion, _ = oracle.lively_original("detr_R_50", num_classes=4, enc_layers=1, dec_layers=1, num_queries=10)
     outputs = oracle.run_original(model, [oracle.sample_image(96, 128)])
     targets = oracle.original_targets([[0, 3]], [[[0.5, 0.5, 0.2, 0.2], [0.3, 0.4, 0.1, 0.3]]])
     assert (outputs["pred_logits"] > -50).all()

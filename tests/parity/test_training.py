@@ -18,9 +18,7 @@ def test_five_steps_give_the_same_losses():
     # The original's recipe: two groups, weight decay on all parameters, gradients clipped to 0.1 in all.
     backbone = [p for n, p in original.named_parameters() if "backbone" in n and p.requires_grad]
     rest = [p for n, p in original.named_parameters() if "backbone" not in n and p.requires_grad]
-    theirs = torch.optim.AdamW(
-        [{"params": rest}, {"params": backbone, "lr": 1e-5}], lr=1e-4, weight_decay=1e-4
-    )
+    theirs = torch.optim.AdamW([{"params": rest}, {"params": backbone, "lr": 1e-5}], lr=1e-4, weight_decay=1e-4)
     mine = build_optimizer(cfg, ours)
     assert sorted((g["lr"], g["weight_decay"]) for g in mine.param_groups) == [(1e-5, 1e-4), (1e-4, 1e-4)]
 
