@@ -7,12 +7,10 @@ python demo.py [--output FOLDER] [KEY VALUE ...]
 import argparse
 import contextlib
 import itertools
-import logging
+import shlex
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 
 from detr.data.dataset_mapper import DetrDatasetMapper, read_image
+from detr.data.shapes import ensure_shapes
 from detr.engine.setup import setup
 from detr.engine.trainer import Trainer
 from detr.errors import exit_with_one_line
@@ -28,6 +27,7 @@ from detr.visualization import plot_training, save_picture, sheet, truth_beside_
 
 CONFIG = Path(__file__).parent / "configs" / "quickstart" / "shapes_detection.yaml"
 PICTURES = 8  # validation images on the sheet
+EXPECTED = "about 8 minutes on two cores"
 
 
 class Progress(HookBase):
@@ -60,28 +60,27 @@ class Progress(HookBase):
 def main() -> None:
     args = parse_args()
     output = free_folder(args.output)
+    tell(f"Training a small DETR on drawn shapes, on the CPU: {EXPECTED}.\nFolder: {output.absolute()}")
+    tell(f"  the data set, drawn at the first time in half a minute: {ensure_shapes()}")
+    sys.stdout = open(output / "console.txt", "w")  # noqa: SIM115  loggers write to it until the end
     opts = ["OUTPUT_DIR", str(output), *args.opts]
-    print(
-        f"Training a small DETR on drawn shapes, on the CPU: about 6 minutes on two cores.\nFolder: {output.absolute()}"
-    )
-    with quietly(output / "console.txt"):
-        cfg = setup(argparse.Namespace(config_file=str(CONFIG), opts=opts, eval_only=False, resume=False, num_gpus=1))
-        silence_console()
-        trainer = Trainer(cfg)
-        progress = Progress()
-        trainer.register_hooks([progress])
-        trainer.resume_or_load(resume=False)
-        results: Any = trainer.train() or trainer._last_eval_results
-        plot_training(str(output / "metrics.json"), str(output / "training.png"))
-        save_picture(draw_detections(cfg, trainer.model), str(output / "predictions.png"))
+    cfg = setup(argparse.Namespace(config_file=str(CONFIG), opts=opts, eval_only=False, resume=False))
+    trainer = Trainer(cfg)
+    progress = Progress()
+    trainer.register_hooks([progress])
+    trainer.resume_or_load(resume=False)
+    results = trainer.train() or {}
+    minutes = progress.minutes()
+    plot_training(str(output / "metrics.json"), str(output / "training.png"))
+    save_picture(draw_detections(cfg, trainer.model), str(output / "predictions.png"))
     box = results["bbox"]
-    print(
-        f"Done in {progress.minutes():.1f} minutes: box AP {box['AP']:.1f}, AP50 {box['AP50']:.1f} on "
-        f"{cfg.DATASETS.TEST[0]}\n"
+    tell(
+        f"Done in {minutes:.1f} minutes: box AP {box['AP']:.1f}, AP50 {box['AP50']:.1f} on {cfg.DATASETS.TEST[0]}\n"
         f"  {output / 'predictions.png'}  ground truth beside what the model finds\n"
-        f"  {output / 'training.png'}     loss and AP against time\n"
-        f"  {output / 'model_final.pth'}  the weights; evaluate them again with\n"
-        f"    train_net.py --config-file {CONFIG.relative_to(Path(__file__).parent)} --eval-only "
+        f"  {output / 'training.png'}     loss against iterations, AP against time\n"
+        f"  {output / 'log.txt'}          the whole log\n"
+        "The weights can be evaluated again with\n"
+        f"  {shlex.join([sys.executable, 'train_net.py', '--eval-only', '--config-file', str(CONFIG)])} "
         f"MODEL.WEIGHTS {output / 'model_final.pth'}"
     )
 
@@ -104,22 +103,8 @@ def free_folder(wanted: str) -> Path:
 
 
 def tell(text: str) -> None:
+    """To the terminal; what Detectron2 prints, several hundred lines, goes to a file."""
     print(text, file=sys.__stdout__, flush=True)
-
-
-@contextlib.contextmanager
-def quietly(path: Path) -> Iterator[None]:
-    """What is printed inside goes to a file; ``tell`` still reaches the user."""
-    with open(path, "w") as file, contextlib.redirect_stdout(file):
-        yield
-
-
-def silence_console() -> None:
-    """Detectron2's log of several hundred lines stays in log.txt; warnings are still shown."""
-    for name in ("detectron2", "fvcore", "detr"):
-        for handler in logging.getLogger(name).handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.WARNING)
 
 
 @torch.no_grad()

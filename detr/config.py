@@ -40,10 +40,12 @@ def add_detr_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
 
-    # New: a schedule in epochs of DATASETS.TRAIN. MAX_EPOCHS > 0 replaces MAX_ITER, and a
-    # non-empty DROP_EPOCHS replaces STEPS, once the data set's size is known.
+    # New: a schedule in epochs of DATASETS.TRAIN, turned into MAX_ITER, STEPS, CHECKPOINT_PERIOD and
+    # EVAL_PERIOD once the data set's size is known. 0 and () leave these as they are.
     cfg.SOLVER.MAX_EPOCHS = 0
     cfg.SOLVER.DROP_EPOCHS = ()
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0
+    cfg.TEST.EVAL_EPOCHS = 0
 
     # New: read the header of every image before training and compare its size with the data set's.
     cfg.DATALOADER.CHECK_IMAGES = True

@@ -76,9 +76,9 @@ def save_picture(picture: np.ndarray, path: str) -> None:
 
 
 def plot_training(metrics_file: str, path: str) -> None:
-    """Loss and box AP against iteration and, where it was recorded, time.
+    """The loss against iterations, and box AP against the minutes since the start.
 
-    metrics_file: Detectron2's ``metrics.json``, one JSON object a line
+    metrics_file: Detectron2's ``metrics.json``, one JSON object a line, with ``minutes`` recorded in training
     """
     with open(metrics_file) as file:
         rows = [json.loads(line) for line in file]
@@ -88,7 +88,11 @@ def plot_training(metrics_file: str, path: str) -> None:
     losses = [(row["iteration"], row["total_loss"]) for row in rows if "total_loss" in row]
     loss_axis.plot(*zip(*losses, strict=True), color="tab:blue")
     loss_axis.set(xlabel="iteration", ylabel="total loss, all decoder layers", yscale="log")
-    timed = [row for row in rows if "bbox/AP" in row and "minutes" in row]
+    timed, minutes = [], 0.0
+    for row in rows:
+        minutes = row.get("minutes", minutes)  # the last evaluation comes after the last step: its row has no time
+        if "bbox/AP" in row:
+            timed.append({**row, "minutes": minutes})
     for key, color in (("bbox/AP50", "tab:orange"), ("bbox/AP", "tab:green")):
         ap_axis.plot([row["minutes"] for row in timed], [row[key] for row in timed], "o-", color=color, label=key[5:])
     ap_axis.set(xlabel="minutes since the start", ylabel="box AP on the validation set", ylim=(0, 100))

@@ -1,5 +1,6 @@
 """What every test may use: a small `shapes`, a small model, and no data set of the user's."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -34,6 +35,13 @@ TINY = {
 def as_opts(settings: dict[str, Any]) -> list[str]:
     """KEY VALUE pairs, as on the command line."""
     return [text for key, value in settings.items() for text in (key, str(value))]
+
+
+@pytest.fixture(autouse=True)
+def _logs_propagate() -> None:
+    """Detectron2's logging, which a training in some test sets up, would hide records from caplog."""
+    for name in ("detr", "detectron2"):
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import logging
 from typing import Any
+from urllib.error import URLError
 
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
@@ -37,6 +38,26 @@ class DetrCheckpointer(DetectionCheckpointer):
             return {"model": torchvision_to_detectron2(state)}
         return content
 
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Raises InputError for a file that cannot be downloaded or read, or that holds nothing for this model."""
+        try:
+            loaded: dict[str, Any] = super().load(path, *args, **kwargs)
+        except URLError as error:
+            raise InputError(
+                f"cannot download the weights {path} ({error.reason}): check the network, or fetch the file by other "
+                'means and name it in MODEL.WEIGHTS; MODEL.WEIGHTS "" starts from random weights'
+            ) from error
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        state, own = checkpoint["model"], self.model.state_dict()
+        if not checkpoint.get("matching_heuristics") and not any(key.removeprefix("module.") in own for key in state):
+            raise InputError(
+                f"the weights hold nothing for this model: their first keys are {', '.join(list(state)[:3])}; is it a "
+                "checkpoint of another kind or version?"
+            )
+        return super()._load_model(checkpoint)
+
 
 class TorchvisionHandler(PathHandler):  # type: ignore[misc]
     """``torchvision://resnet101``: the ImageNet weights (version 1) that the original starts from."""
@@ -46,9 +67,6 @@ class TorchvisionHandler(PathHandler):  # type: ignore[misc]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         return str(PathManager.get_local_path(torchvision_url(path), force=force))
-
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return bool(torchvision_url(path))
 
 
 def torchvision_url(path: str) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 import os
 import time
 from collections import defaultdict
@@ -14,7 +15,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import Image
 
-from detr.data.dataset_mapper import check_labels
+from detr.data.dataset_mapper import check_labels, size_problem
 from detr.data.shapes import SHAPES, ensure_shapes
 from detr.errors import InputError
 
@@ -23,31 +24,37 @@ EXIF_ORIENTATION = 0x0112  # tag; the values 5 to 8 turn an image by 90 degrees
 logger = logging.getLogger(__name__)
 
 
-def check_registered(names: Sequence[str]) -> None:
-    """Raises InputError for a data set that is not registered, with the nearest names that are."""
-    for name in names:
-        if name in DatasetCatalog:
-            continue
-        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise InputError(
-            f"the data set {name!r} is not registered{hint} Register your own before training with "
-            "detectron2.data.datasets.register_coco_instances(name, {}, json_file, image_root)"
-        )
+def load_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
+    """The dataset dicts of all the sets together, their labels not looked at yet.
 
-
-def load_training_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
-    """The dataset dicts of all training sets together.
-
-    Raises InputError where a data set is not registered, its files are missing or it is empty.
+    Raises InputError where a data set is not registered, its files are missing or damaged, or it is empty.
     """
-    if not names:
-        raise InputError("DATASETS.TRAIN is empty: name a data set, as in DATASETS.TRAIN \"('shapes_train',)\"")
-    check_registered(names)
     for name in names:
+        check_registered(name)
         check_files(name)
-    dicts = get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
-    return list(dicts)
+    try:
+        # The consistency check would meet a bad label with a bare assertion.
+        return list(get_detection_dataset_dicts(list(names), filter_empty=filter_empty, check_consistency=False))
+    except InputError:
+        raise
+    except (AssertionError, KeyError, IndexError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"the data set {', '.join(names)} cannot be loaded ({reason}): check its annotation file, whose images, "
+            "annotations and categories must refer to each other's ids, and whose images must not be filtered to none"
+        ) from error
+
+
+def check_registered(name: str) -> None:
+    """Raises InputError for a data set that is not registered, with the nearest names that are."""
+    if name in DatasetCatalog:
+        return
+    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    raise InputError(
+        f"the data set {name!r} is not registered{hint} Register your own before training with "
+        "detectron2.data.datasets.register_coco_instances(name, {}, json_file, image_root)"
+    )
 
 
 def check_files(name: str) -> None:
@@ -57,12 +64,11 @@ def check_files(name: str) -> None:
     metadata = MetadataCatalog.get(name)
     for key in ("json_file", "image_root"):
         path = metadata.get(key)
-        if not path or os.path.exists(path) or "://" in path:
-            continue
-        raise InputError(
-            f"the data set {name} is registered, but its {key} {path} does not exist: put the data there, or point "
-            "the environment variable DETECTRON2_DATASETS at the folder that holds it"
-        )
+        if path and "://" not in path and not os.path.exists(path):
+            raise InputError(
+                f"the data set {name} is registered, but its {key} {path} does not exist: put the data there, or "
+                "point the environment variable DETECTRON2_DATASETS at the folder that holds it"
+            )
 
 
 def check_classes(name: str, num_classes: int) -> None:
@@ -78,6 +84,20 @@ def check_classes(name: str, num_classes: int) -> None:
     logger.info("%s: %d classes, 0 = %s ... %d = %s", name, num_classes, classes[0], num_classes - 1, classes[-1])
 
 
+def check_same_classes(names: Sequence[str]) -> None:
+    """Raises InputError where the data sets name or order their classes differently: AP would be near 0."""
+    named = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
+    known = {name: list(classes) for name, classes in named.items() if classes is not None}
+    for name, classes in known.items():
+        first = next(iter(known))
+        for index, (a, b) in enumerate(zip(known[first], classes, strict=False)):
+            if a != b:
+                raise InputError(
+                    f"class {index} is {a!r} in the data set {first}, but {b!r} in {name}: both must list the same "
+                    "categories in the same order"
+                )
+
+
 def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: int) -> None:
     """Labels, boxes and numbers of objects of a training set.
 
@@ -88,13 +108,17 @@ def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: 
     crowded: list[tuple[int, str]] = []
     for x in dicts:
         annotations = [obj for obj in x.get("annotations", []) if not obj.get("iscrowd", 0)]
+        for key in ("bbox", "bbox_mode", "category_id"):
+            if any(key not in obj for obj in annotations):
+                raise InputError(f"{x['file_name']} has an object without {key!r}: every object needs one")
         check_labels(annotations, num_classes, x["file_name"])
-        degenerate += [x["file_name"] for obj in annotations if _is_degenerate(obj)]
-        if len(annotations) > num_queries:
-            crowded.append((len(annotations), x["file_name"]))
+        dropped = sum(_is_degenerate(obj, x) for obj in annotations)
+        degenerate += [x["file_name"]] * dropped
+        if len(annotations) - dropped > num_queries:
+            crowded.append((len(annotations) - dropped, x["file_name"]))
     if degenerate:
         logger.warning(
-            "%d degenerate boxes (no width or no height) are dropped; the first is in %s",
+            "%d degenerate boxes (no width or no height inside the image) are dropped; the first is in %s",
             len(degenerate),
             degenerate[0],
         )
@@ -135,7 +159,7 @@ def _first_problem(dicts: Sequence[dict[str, Any]]) -> str | None:
             "that holds the data set"
         )
     with ThreadPoolExecutor(8) as pool:  # waiting for a file, not computing
-        return next(filter(None, pool.map(_header_problem, dicts, chunksize=64)), None)
+        return next(filter(None, pool.map(_header_problem, dicts)), None)
 
 
 def _missing(paths: Iterable[str]) -> Iterable[str]:
@@ -145,7 +169,7 @@ def _missing(paths: Iterable[str]) -> Iterable[str]:
         if "://" not in path:
             by_folder[os.path.dirname(path)].append(path)
     for folder, members in by_folder.items():
-        present = {entry.name for entry in os.scandir(folder)} if os.path.isdir(folder) else set()
+        present = {entry.name for entry in os.scandir(folder or ".")} if os.path.isdir(folder or ".") else set()
         yield from (path for path in members if os.path.basename(path) not in present)
 
 
@@ -160,15 +184,10 @@ def _header_problem(x: dict[str, Any]) -> str | None:
                 width, height = height, width
             if image.format == "JPEG" and not _ends_as_jpeg(path):
                 image.load()  # perhaps cut off: decoding tells
-    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for broken files
+    except Exception as error:  # PIL raises many kinds for broken files
         reason = str(error).replace(repr(path), "").strip()
         return f"cannot read the image {path} ({reason}): restore the file or take it out of the annotations"
-    if (width, height) != (x.get("width", width), x.get("height", height)):
-        return (
-            f"the image {path} is {width} x {height} pixels (width x height), but its annotation says "
-            f"{x['width']} x {x['height']}: boxes would be misplaced; mend one of them"
-        )
-    return None
+    return size_problem(x, width, height)
 
 
 def _ends_as_jpeg(path: str) -> bool:
@@ -177,9 +196,10 @@ def _ends_as_jpeg(path: str) -> bool:
         return file.read() == b"\xff\xd9"  # the end-of-image marker
 
 
-def _is_degenerate(annotation: dict[str, Any]) -> bool:
+def _is_degenerate(annotation: dict[str, Any], x: dict[str, Any]) -> bool:
     x1, y1, x2, y2 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    return not (x2 > x1 and y2 > y1)
+    width, height = x.get("width", math.inf), x.get("height", math.inf)
+    return not (min(x2, width) > max(x1, 0) and min(y2, height) > max(y1, 0))
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -48,19 +48,20 @@ class DetrDatasetMapper:
         """Raises InputError, naming the file, for an unreadable image, a wrong size or a label outside [0, K)."""
         x = dict(dataset_dict)  # the loader keeps the original; what changes below is replaced, not changed
         image = read_image(x, self.image_format)
+        x["height"], x["width"] = image.shape[:2]
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         height, width = augmented.image.shape[:2]
         x["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))  # uint8
         annotations = x.pop("annotations", [])
         if self.is_train:
-            check_labels(annotations, self.num_classes, x["file_name"])
-            annotations = [
+            objects = [obj for obj in annotations if not obj.get("iscrowd", 0)]  # a crowd is no instance to find
+            check_labels(objects, self.num_classes, x["file_name"])
+            boxes = [
                 detection_utils.transform_instance_annotations(_boxes_only(obj), transforms, (height, width))
-                for obj in annotations
-                if not obj.get("iscrowd", 0)  # a crowd is no instance to find
+                for obj in objects
             ]
-            instances = detection_utils.annotations_to_instances(annotations, (height, width))
+            instances = detection_utils.annotations_to_instances(boxes, (height, width))
             x["instances"] = drop_degenerate(instances)
         return x
 
@@ -75,14 +76,21 @@ def read_image(dataset_dict: dict[str, Any], image_format: str) -> np.ndarray:
             f"cannot read the image {path} ({type(error).__name__}: {error}): restore the file or take it out of "
             "the annotations"
         ) from error
-    try:
-        detection_utils.check_image_size(dataset_dict, image)
-    except detection_utils.SizeMismatchError as error:
-        raise InputError(
-            f"the image {path} is {image.shape[1]} x {image.shape[0]} pixels (width x height), but its annotation "
-            f"says {dataset_dict['width']} x {dataset_dict['height']}: boxes would be misplaced; mend one of them"
-        ) from error
+    problem = size_problem(dataset_dict, width=image.shape[1], height=image.shape[0])
+    if problem:
+        raise InputError(problem)
     return image
+
+
+def size_problem(dataset_dict: dict[str, Any], width: int, height: int) -> str | None:
+    """What is wrong where an image has not the size that its annotation says; None where it has."""
+    said = dataset_dict.get("width", width), dataset_dict.get("height", height)
+    if said == (width, height):
+        return None
+    return (
+        f"the image {dataset_dict['file_name']} is {width} x {height} pixels (width x height), but its annotation says "
+        f"{said[0]} x {said[1]}: boxes would be misplaced; mend one of them"
+    )
 
 
 def check_labels(annotations: list[dict[str, Any]], num_classes: int, where: str) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 SIZE = 128  # height and width of every image, px
 MIN_SIDE, MAX_SIDE = 14, 44  # sides of the box around an object's visible pixels, px
-MIN_VISIBLE = 0.4  # share of an object's pixels that later objects must leave visible
+MIN_VISIBLE = 0.6  # share of an object's pixels that later objects must leave visible
 MAX_OBJECTS = 6
 
 Mask = NDArray[np.bool_]
@@ -151,7 +151,7 @@ def _place_sprites(rng: np.random.Generator, crowd: bool) -> list[_Sprite]:
 
 def _make_object(rng: np.random.Generator) -> _Sprite:
     category = _THINGS[rng.integers(len(_THINGS))]
-    size = rng.uniform(MIN_SIDE + 1, MAX_SIDE)
+    size = MIN_SIDE + 1 + (MAX_SIDE - MIN_SIDE - 1) * rng.uniform() ** 0.5  # more large ones than small ones
     outline = _outline(category.name, size, rng.uniform(-0.4, 0.4))
     # A free place inside the image for the box around the outline.
     low, high = -outline.min(0), SIZE - outline.max(0)

@@ -13,10 +13,12 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from detr.checkpoint.checkpointer import TORCHVISION, torchvision_url
 from detr.config import add_detr_config
 from detr.errors import InputError, exit_with_one_line
 
@@ -30,6 +32,11 @@ def parse_and_launch(main: Callable[[argparse.Namespace], Any], description: str
     """
     args = default_argument_parser(description).parse_args()
     with exit_with_one_line():
+        if args.num_gpus > max(torch.cuda.device_count(), 1):
+            raise InputError(
+                f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}: ask for no more "
+                "(without a GPU, leave the option out)"
+            )
         launch(
             main,
             args.num_gpus,
@@ -46,8 +53,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises InputError for a config or a weights file that is missing, an unknown key or a wrong value.
     """
     cfg = load_config(args.config_file, args.opts)
-    use_available_device(cfg)
-    check_weights(cfg.MODEL.WEIGHTS)
+    fit_machine(cfg)
+    check_names(cfg)
+    resumes = args.resume and PathManager.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if not resumes:
+        check_weights(cfg.MODEL.WEIGHTS, needed=args.eval_only)
     if not (args.eval_only or args.resume):
         check_output_folder(cfg.OUTPUT_DIR)
     cfg.freeze()
@@ -60,8 +70,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """Defaults, then the file with its bases, then ``KEY VALUE`` pairs; not frozen.
 
-    Of SOLVER.MAX_ITER and SOLVER.MAX_EPOCHS the one said last holds: in the pairs, else in the file,
-    else in its base. Raises InputError as ``setup`` does.
+    Where a schedule is given in epochs and in iterations (SOLVER.MAX_EPOCHS and MAX_ITER, DROP_EPOCHS and
+    STEPS, ...), what is said last holds: in the pairs, else in the file, else in its base. Raises InputError
+    as ``setup`` does.
     """
     cfg = get_cfg()
     add_detr_config(cfg)
@@ -74,9 +85,47 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
             f"the options at the end must be KEY VALUE pairs, but these are {len(opts)}: {shlex.join(opts)}"
         )
     _merge(cfg, "the command line", lambda: cfg.merge_from_list(opts))
-    if _last_word(config_file, opts) == "MAX_ITER":
-        cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.DROP_EPOCHS = 0, ()
+    _settle_schedule(cfg, _said(config_file, opts))
     return cfg
+
+
+def _settle_schedule(cfg: CfgNode, said: list[str]) -> None:
+    """Of each pair of keys for the same thing, leaves the one said last, and switches the other off.
+
+    said: keys under SOLVER and TEST, the last one first
+    """
+
+    def last(in_epochs: str, in_iterations: str) -> str | None:
+        return next((key for key in said if key in (in_epochs, in_iterations)), None)
+
+    if last("SOLVER.MAX_EPOCHS", "SOLVER.MAX_ITER") == "SOLVER.MAX_ITER":
+        cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.DROP_EPOCHS = 0, ()
+        cfg.SOLVER.CHECKPOINT_EPOCHS = cfg.TEST.EVAL_EPOCHS = 0
+        return
+    if last("SOLVER.DROP_EPOCHS", "SOLVER.STEPS") == "SOLVER.STEPS":
+        cfg.SOLVER.DROP_EPOCHS = ()
+    elif cfg.SOLVER.MAX_EPOCHS:
+        cfg.SOLVER.STEPS = ()  # Detectron2's default, for some other schedule
+    if last("SOLVER.CHECKPOINT_EPOCHS", "SOLVER.CHECKPOINT_PERIOD") == "SOLVER.CHECKPOINT_PERIOD":
+        cfg.SOLVER.CHECKPOINT_EPOCHS = 0
+    if last("TEST.EVAL_EPOCHS", "TEST.EVAL_PERIOD") == "TEST.EVAL_PERIOD":
+        cfg.TEST.EVAL_EPOCHS = 0
+
+
+def _said(config_file: str, opts: list[str]) -> list[str]:
+    """The keys under SOLVER and TEST that the options, the file and its bases set, the last one first."""
+    keys = opts[::2][::-1]
+    if not config_file:
+        return keys
+    with PathManager.open(config_file) as file:
+        content = yaml.unsafe_load(file) or {}  # unsafe as fvcore, which has read it just before
+    for section in ("SOLVER", "TEST"):
+        keys += [f"{section}.{key}" for key in reversed(content.get(section) or {})]
+    bases = content.get("_BASE_", [])
+    for base in reversed([bases] if isinstance(bases, str) else bases):
+        base = os.path.expanduser(base)
+        keys += _said(os.path.join(os.path.dirname(config_file), base), [])  # an absolute base stays as it is
+    return keys
 
 
 def _merge(cfg: CfgNode, where: str, merge: Any) -> None:
@@ -100,27 +149,18 @@ def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     return keys
 
 
-def _last_word(config_file: str, opts: list[str]) -> str | None:
-    """Which of MAX_EPOCHS and MAX_ITER was said last; MAX_EPOCHS where one level says both."""
-    said: Any = {key.removeprefix("SOLVER.") for key in opts[::2] if key.startswith("SOLVER.")}
-    while True:
-        for key in ("MAX_EPOCHS", "MAX_ITER"):
-            if key in said:
-                return key
-        if not config_file:
-            return None
-        with PathManager.open(config_file) as file:
-            content = yaml.unsafe_load(file) or {}
-        said = content.get("SOLVER") or {}
-        base = content.get("_BASE_", "")
-        config_file = base if not base or os.path.isabs(base) else os.path.join(os.path.dirname(config_file), base)
-
-
-def use_available_device(cfg: CfgNode) -> None:
-    """Puts the CPU in the place of a CUDA device that is not there, and says so."""
+def fit_machine(cfg: CfgNode) -> None:
+    """Takes the CPU for a CUDA device that is not there, and no more workers than cores; says so."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
         print("MODEL.DEVICE asks for CUDA, which is not available here: going on with the CPU")
+    if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
+        cfg.SOLVER.AMP.ENABLED = False
+        print("SOLVER.AMP.ENABLED needs CUDA, which is not available here: going on in single precision")
+    cores = len(os.sched_getaffinity(0))
+    if cores < cfg.DATALOADER.NUM_WORKERS:
+        print(f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS} on {cores} cores: going on with {cores}")
+        cfg.DATALOADER.NUM_WORKERS = cores
 
 
 def check_output_folder(folder: str) -> None:
@@ -138,10 +178,25 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return not isinstance(error, (InputError, FloatingPointError))
 
 
-def check_weights(weights: str) -> None:
-    """Raises InputError for a local weights file that is missing."""
-    if weights and "://" not in weights and not PathManager.exists(weights):
+def check_names(cfg: CfgNode) -> None:
+    """Raises InputError for a meta-architecture or a backbone that is not registered."""
+    for key, name, registry in (
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+    ):
+        if name not in registry:
+            known = ", ".join(sorted(known for known, _ in registry))
+            raise InputError(f"{key} is {name!r}, which is not registered: it must be one of {known}")
+
+
+def check_weights(weights: str, needed: bool = False) -> None:
+    """Raises InputError for weights that are missing, and for none where they are ``needed``."""
+    if not weights and needed:
+        raise InputError("--eval-only wants trained weights, but MODEL.WEIGHTS is empty: name a checkpoint there")
+    if weights.startswith(TORCHVISION):
+        torchvision_url(weights)
+    elif weights and "://" not in weights and not PathManager.isfile(weights):
         raise InputError(
-            f'the weights file {weights} does not exist: check MODEL.WEIGHTS; MODEL.WEIGHTS "" starts from random '
-            "weights"
+            f"the weights file {weights} does not exist: check MODEL.WEIGHTS; "
+            'MODEL.WEIGHTS "" starts from random weights'
         )

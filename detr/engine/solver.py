@@ -67,28 +67,30 @@ def check_batch_size(cfg: CfgNode) -> None:
 
 
 def schedule_in_iterations(cfg: CfgNode, num_images: int) -> CfgNode:
-    """Turns ``SOLVER.MAX_EPOCHS`` and ``SOLVER.DROP_EPOCHS`` into ``MAX_ITER`` and ``STEPS``.
+    """Turns ``SOLVER.MAX_EPOCHS``, ``DROP_EPOCHS``, ``CHECKPOINT_EPOCHS`` and ``TEST.EVAL_EPOCHS`` into iterations.
 
     An epoch is num_images // IMS_PER_BATCH iterations (at least one), as the original drops the last,
-    incomplete batch. Returns ``cfg`` itself where neither key is set, else a changed, frozen copy.
+    incomplete batch. Returns ``cfg`` itself where MAX_EPOCHS is 0, else a changed, frozen copy.
     Raises InputError for a drop without an end or after it.
     """
     solver = cfg.SOLVER
-    if not solver.MAX_EPOCHS and not solver.DROP_EPOCHS:
-        return cfg
     if solver.MAX_EPOCHS < 0 or any(epoch >= solver.MAX_EPOCHS or epoch <= 0 for epoch in solver.DROP_EPOCHS):
         raise InputError(
             f"SOLVER.DROP_EPOCHS {tuple(solver.DROP_EPOCHS)} must lie between 0 and SOLVER.MAX_EPOCHS "
             f"{solver.MAX_EPOCHS}"
         )
+    if not solver.MAX_EPOCHS:
+        return cfg
     iterations = max(num_images // solver.IMS_PER_BATCH, 1)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.MAX_ITER = iterations * solver.MAX_EPOCHS
     if solver.DROP_EPOCHS:
         cfg.SOLVER.STEPS = tuple(iterations * epoch for epoch in solver.DROP_EPOCHS)
-    else:  # steps in iterations of some other schedule; Detectron2 refuses those after the end
-        cfg.SOLVER.STEPS = tuple(step for step in solver.STEPS if step < cfg.SOLVER.MAX_ITER)
+    if solver.CHECKPOINT_EPOCHS:
+        cfg.SOLVER.CHECKPOINT_PERIOD = iterations * solver.CHECKPOINT_EPOCHS
+    if cfg.TEST.EVAL_EPOCHS:
+        cfg.TEST.EVAL_PERIOD = iterations * cfg.TEST.EVAL_EPOCHS
     cfg.freeze()
     logger.info(
         "%d epochs of %d images in batches of %d: MAX_ITER %d, STEPS %s",

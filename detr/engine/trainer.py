@@ -7,21 +7,16 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 
 from detr.checkpoint import DetrCheckpointer
-from detr.data.checks import (
-    check_classes,
-    check_dicts,
-    check_files,
-    check_images,
-    check_registered,
-    load_training_dicts,
-)
+from detr.data.checks import check_classes, check_dicts, check_images, check_same_classes, load_dicts
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.engine import evaluation, solver
+from detr.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +27,23 @@ def is_detr(cfg: CfgNode) -> bool:
 
 def check_test_sets(cfg: CfgNode) -> None:
     """Evaluation comes last, perhaps after days: its data sets are checked first. Raises InputError."""
-    check_registered(cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
-        check_files(name)
+        dicts = load_dicts([name], filter_empty=False)
         if is_detr(cfg):
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
         if cfg.DATALOADER.CHECK_IMAGES:
-            check_images(DatasetCatalog.get(name))
+            check_images(dicts)
 
 
 def check_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
     """Loads ``cfg.DATASETS.TRAIN`` and holds it to all checks. Raises InputError."""
-    dicts = load_training_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    if not cfg.DATASETS.TRAIN:
+        raise InputError("DATASETS.TRAIN is empty: name a data set there")
+    dicts = load_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     if is_detr(cfg):
         for name in cfg.DATASETS.TRAIN:
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
+        check_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         check_dicts(dicts, cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
     if cfg.DATALOADER.CHECK_IMAGES:
         check_images(dicts)
@@ -58,6 +55,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         """Loads and checks the data sets before any part is built. Raises InputError for bad input."""
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         solver.check_batch_size(cfg)
         check_test_sets(cfg)
         dicts = check_training_sets(cfg)
@@ -72,6 +70,22 @@ class Trainer(DefaultTrainer):
         # The hooks are handed the checkpointer, so that this is the place to put ours in.
         self.checkpointer = DetrCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         return super().build_hooks()
+
+    def train(self) -> dict[str, Any] | None:
+        """Trains, and returns the last evaluation's results where there are any."""
+        super().train()
+        return getattr(self, "_last_eval_results", None)
+
+    def run_step(self) -> None:
+        """Raises FloatingPointError, in one line, where a loss is not finite."""
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            reason = str(error).splitlines()[0]
+            raise FloatingPointError(
+                f"the training has diverged at iteration {self.iter} ({reason}). Lower SOLVER.BASE_LR, check that "
+                "SOLVER.CLIP_GRADIENTS is on, and go on from the last checkpoint with --resume"
+            ) from error
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, dataset: list[dict[str, Any]] | None = None) -> Any:

@@ -1,5 +1,6 @@
 """The backbone adapter: any Detectron2 backbone gives the feature map and its padding mask."""
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -27,6 +28,23 @@ def _undilate_first_block(backbone: ResNet) -> None:
     conv = backbone.res5[0].conv2
     conv.dilation = (1, 1)
     conv.padding = (1, 1)
+
+
+def freeze_unused(backbone: Backbone, feature: str) -> None:
+    """Freezes what does not feed ``feature``, as the other levels of a pyramid.
+
+    Distributed training waits for the gradient of every trainable parameter, and would wait for theirs for ever.
+    """
+    side = 4 * max(backbone.size_divisibility, 32)
+    training = backbone.training
+    with torch.enable_grad():
+        output = backbone.eval()(torch.zeros(1, 3, side, side))[feature]  # statistics of norms stay as they are
+    backbone.train(training)
+    trainable = [p for p in backbone.parameters() if p.requires_grad]
+    if trainable:
+        gradients = torch.autograd.grad(output.sum(), trainable, allow_unused=True)
+        for parameter, gradient in zip(trainable, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
 
 def choose_feature(backbone: Backbone, name: str) -> str:

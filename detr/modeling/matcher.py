@@ -101,7 +101,6 @@ def _describe_bad_cost(cost: np.ndarray, sizes: list[int]) -> str:
     layer, _, target = np.argwhere(~np.isfinite(cost))[0]
     image = int(np.searchsorted(np.cumsum(sizes), target, side="right"))
     return (
-        f"the matching cost of image {image} of the batch is not finite at decoder layer {layer}: the model's "
-        "outputs have become NaN or infinite. Lower SOLVER.BASE_LR, check that SOLVER.CLIP_GRADIENTS is on, and "
-        "go on from the last checkpoint with --resume"
+        f"the matching cost of image {image} of the batch is not finite at decoder layer {layer}: the model's outputs "
+        "have become NaN or infinite"
     )

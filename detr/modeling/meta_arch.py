@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from detr.errors import InputError
-from detr.modeling.backbone import build_detr_backbone, choose_feature, padding_mask
+from detr.modeling.backbone import build_detr_backbone, choose_feature, freeze_unused, padding_mask
 from detr.modeling.criterion import SetCriterion
-from detr.modeling.matcher import HungarianMatcher, Matches, Targets
+from detr.modeling.matcher import HungarianMatcher, Targets
 from detr.modeling.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from detr.modeling.postprocessing import box_instances
 from detr.modeling.transformer import Transformer
-
-METRICS_PERIOD = 20  # Detectron2 writes events every 20 iterations; in between, nothing needs a transfer
 
 
 class BoxHead(nn.Module):
@@ -92,10 +90,13 @@ class Detr(nn.Module):
         keys = cfg.MODEL.DETR
         _check_sizes(cfg)
         backbone = build_detr_backbone(cfg)
+        in_feature = choose_feature(backbone, keys.IN_FEATURE)
+        if len(backbone.output_shape()) > 1:
+            freeze_unused(backbone, in_feature)
         matcher = HungarianMatcher(cost_class=1.0, cost_bbox=keys.L1_WEIGHT, cost_giou=keys.GIOU_WEIGHT)
         return {
             "backbone": backbone,
-            "in_feature": choose_feature(backbone, keys.IN_FEATURE),
+            "in_feature": in_feature,
             "position_encoding": POSITION_ENCODINGS[keys.POSITION_EMBEDDING](keys.HIDDEN_DIM),
             "transformer": Transformer(
                 d=keys.HIDDEN_DIM,
@@ -191,14 +192,9 @@ class Detr(nn.Module):
     def losses(self, logits: Tensor, boxes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Weighted losses; the metrics go to the event storage, never here."""
         losses, matches = self.criterion(logits, boxes, targets)
-        if has_event_storage() and (get_event_storage().iter + 1) % METRICS_PERIOD == 0:
-            self._log_metrics(logits, targets, matches)
+        if has_event_storage():  # of this rank's batch; Detectron2 smooths them over the last 20
+            get_event_storage().put_scalars(**self.criterion.metrics(logits, targets, matches))
         return losses
-
-    def _log_metrics(self, logits: Tensor, targets: Targets, matches: Matches) -> None:
-        storage = get_event_storage()
-        for name, value in self.criterion.metrics(logits, targets, matches).items():
-            storage.put_scalar(name, value.item(), smoothing_hint=False)
 
     def postprocess(
         self,

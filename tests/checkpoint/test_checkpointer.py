@@ -18,6 +18,8 @@ def test_original_weights_load_directly_and_through_the_converter(tmp_path, caps
     torch.save({**original_checkpoint(original), "epoch": 7}, source)
     converter.main(["--source_model", source, "--output_model", output])
     assert "class rows 92 -> 81" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"converted\.pth exists: .* add --overwrite"):
+        converter.main(["--source_model", source, "--output_model", output])
 
     states = []
     for path in (source, output):

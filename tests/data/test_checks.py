@@ -1,12 +1,22 @@
+import json
 import logging
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from detr.data.checks import check_classes, check_dicts, check_files, check_images, check_registered
+from detr.data.checks import (
+    check_classes,
+    check_dicts,
+    check_files,
+    check_images,
+    check_registered,
+    check_same_classes,
+    load_dicts,
+)
 from detr.errors import InputError
 
 
@@ -27,7 +37,7 @@ def images(tmp_path):
 
 def test_an_unknown_data_set_gets_a_suggestion():
     with pytest.raises(InputError, match=r"'coco_2017_trian' is not registered; did you mean coco_2017_train"):
-        check_registered(["coco_2017_trian"])
+        check_registered("coco_2017_trian")
 
 
 def test_missing_annotations_are_named(tmp_path):
@@ -40,6 +50,75 @@ def test_missing_annotations_are_named(tmp_path):
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def coco_set(tmp_path, images):
+    """coco_set(content) registers a user's data set in COCO format and returns its name."""
+    names = []
+
+    def register(content, name="mine"):
+        path = tmp_path / f"{name}.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        register_coco_instances(name, {}, str(path), str(tmp_path))
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def coco(categories=((1, "cat"), (2, "dog")), labels=(1, 2)):
+    """One image, an object of each of ``labels``."""
+    return {
+        "images": [{"id": 7, "file_name": "0.jpg", "width": 32, "height": 24}],
+        "categories": [{"id": index, "name": name} for index, name in categories],
+        "annotations": [
+            {"id": i, "image_id": 7, "category_id": label, "bbox": [1, 2, 8, 9], "area": 72, "iscrowd": 0}
+            for i, label in enumerate(labels, start=1)
+        ],
+    }
+
+
+def test_a_users_set_loads_and_its_classes_are_known_then(coco_set):
+    name = coco_set(coco())
+    assert len(load_dicts([name], filter_empty=False)) == 1
+    check_classes(name, 2)
+    with pytest.raises(InputError, match=r"NUM_CLASSES is 80, but the data set mine has 2 classes \(cat, dog\)"):
+        check_classes(name, 80)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (coco(labels=(1, 3)), "KeyError: .*category_id=3"),
+        ("{ not JSON", "JSONDecodeError"),
+        ({**coco(), "images": [], "annotations": []}, "is empty"),
+        (coco(labels=()), "No valid data|No images"),
+    ],
+)
+def test_a_damaged_annotation_file_is_told(coco_set, content, reason):
+    name = coco_set(content)
+    with pytest.raises(InputError, match=f"the data set mine cannot be loaded .*({reason})") as error:
+        load_dicts([name], filter_empty=True)
+    assert "\n" not in str(error.value)
+
+
+def test_classes_in_another_order_are_told(coco_set):
+    names = [coco_set(coco(), "first"), coco_set(coco(categories=((1, "dog"), (2, "cat"))), "second")]
+    load_dicts(names[:1], False), load_dicts(names[1:], False)
+    with pytest.raises(InputError, match="class 0 is 'cat' in the data set first, but 'dog' in second"):
+        check_same_classes(names)
+    check_same_classes(["shapes_train", "shapes_val"])
+
+
+def test_an_object_without_a_box_names_the_file():
+    broken = entry("x.jpg", [[0, 0, 5, 5]])
+    del broken["annotations"][0]["bbox"]
+    with pytest.raises(InputError, match=r"x\.jpg has an object without 'bbox'"):
+        check_dicts([broken], 4, 20)
 
 
 def test_another_number_of_classes_is_told_with_the_remedy():
@@ -56,13 +135,13 @@ def test_a_label_outside_the_classes_names_the_file():
 def test_degenerate_boxes_and_surplus_objects_are_counted(caplog):
     caplog.set_level(logging.WARNING)
     dicts = [
-        entry("a.jpg", [[0, 0, 5, 5], [1, 1, 0, 4], [2, 2, 3, -1]]),
+        entry("a.jpg", [[0, 0, 5, 5], [1, 1, 0, 4], [2, 2, 3, -1], [40, 2, 3, 3]]),  # the last is outside
         entry("b.jpg", [[0, 0, 5, 5]] * 4),
         entry("c.jpg", [[0, 0, 5, 5]] * 6),
     ]
     check_dicts(dicts, 4, 3)
     degenerate, surplus = caplog.messages
-    assert degenerate.startswith("2 degenerate boxes")
+    assert degenerate.startswith("3 degenerate boxes")
     assert "a.jpg" in degenerate
     assert surplus.startswith("2 images have more objects than the 3 queries, up to 6 in c.jpg")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from detr.engine.setup import check_output_folder, check_weights, load_config, use_available_device
+from detr.engine.setup import check_names, check_output_folder, check_weights, fit_machine, load_config
 from detr.errors import InputError, exit_with_one_line
 from tests.conftest import QUICKSTART, ROOT
 
@@ -67,32 +67,57 @@ def test_a_wrapper_yaml_loads_with_its_own_schedule(tmp_path):
     assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 0.01
 
 
+BY_EPOCHS = (300, (200,), (), 5)
+
+
 @pytest.mark.parametrize(
     ("child", "opts", "expected"),
     [
-        ("", [], (300, (200,))),
-        ("", ["SOLVER.MAX_ITER", "20"], (0, ())),
-        ("", ["SOLVER.MAX_ITER", "20", "SOLVER.MAX_EPOCHS", "250"], (250, (200,))),
-        ("SOLVER: {MAX_ITER: 20}", [], (0, ())),
-        ("SOLVER: {MAX_ITER: 20}", ["SOLVER.MAX_EPOCHS", "400"], (400, (200,))),
-        ("SOLVER: {BASE_LR: 0.1}", [], (300, (200,))),
+        ("", [], BY_EPOCHS),
+        ("", ["SOLVER.MAX_ITER", "20"], (0, (), (), 0)),
+        ("", ["SOLVER.MAX_ITER", "20", "SOLVER.MAX_EPOCHS", "250"], (250, (200,), (), 5)),
+        ("", ["SOLVER.MAX_EPOCHS", "250", "SOLVER.MAX_ITER", "20"], (0, (), (), 0)),
+        ("", ["SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(15,)"], (0, (), (15,), 0)),
+        ("", ["SOLVER.STEPS", "(15,)"], (300, (), (15,), 5)),
+        ("", ["SOLVER.DROP_EPOCHS", "()"], (300, (), (), 5)),
+        ("", ["TEST.EVAL_PERIOD", "7"], (300, (200,), (), 0)),
+        ("SOLVER: {MAX_ITER: 20}", [], (0, (), (), 0)),
+        ("SOLVER: {MAX_ITER: 20}", ["SOLVER.MAX_EPOCHS", "400"], (400, (200,), (), 5)),
+        ("SOLVER: {BASE_LR: 0.1}", [], BY_EPOCHS),
     ],
 )
 def test_the_schedule_said_last_holds(tmp_path, child, opts, expected):
     path = tmp_path / "child.yaml"
     path.write_text(f"_BASE_: {ROOT}/configs/COCO-Detection/detr_R_50.yaml\n{child}\n")
-    solver = load_config(str(path), opts).SOLVER
-    assert (solver.MAX_EPOCHS, tuple(solver.DROP_EPOCHS)) == expected
+    cfg = load_config(str(path), opts)
+    solver = cfg.SOLVER
+    found = (solver.MAX_EPOCHS, tuple(solver.DROP_EPOCHS), tuple(solver.STEPS), cfg.TEST.EVAL_EPOCHS)
+    assert found == expected
+
+
+def test_epochs_without_a_base_leave_no_drop_of_detectron2s(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("SOLVER: {MAX_EPOCHS: 3}")
+    assert load_config(str(path), []).SOLVER.STEPS == ()
+
+
+@pytest.mark.parametrize("key", ["MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"])
+def test_a_name_that_is_not_registered_is_told(tiny_config, key):
+    with pytest.raises(InputError, match=f"{key} is 'Unheard', which is not registered: it must be one of"):
+        check_names(tiny_config({key: "Unheard"}))
 
 
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.DETR.NUM_CLASES", "3"], "the unknown config key MODEL.DETR.NUM_CLASES; did you mean MODEL.DETR.NUM_CLASSES?"),
+        (
+            ["MODEL.DETR.NUM_CLASES", "3"],
+            "unknown config key MODEL.DETR.NUM_CLASES; did you mean MODEL.DETR.NUM_CLASSES?",
+        ),
         (["MODEL.DETR.NUM_CLASSES"], "must be KEY VALUE pairs"),
         (["MODEL.DETR.NUM_CLASSES", "many"], "the command line has a key or value that the config cannot take"),
     ],
-)  # fmt: skip
+)
 def test_bad_options_are_told(opts, message):
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         load_config(str(QUICKSTART), opts)
@@ -122,6 +147,12 @@ def test_a_missing_config_is_named():
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(InputError, match=r"the weights file .*gone\.pth does not exist: check MODEL.WEIGHTS"):
         check_weights(str(tmp_path / "gone.pth"))
+    with pytest.raises(InputError, match=r"the weights file .* does not exist"):
+        check_weights(str(tmp_path))  # a folder
+    with pytest.raises(InputError, match="no ImageNet weights named 'resnet51'"):
+        check_weights("torchvision://resnet51")
+    with pytest.raises(InputError, match="--eval-only wants trained weights"):
+        check_weights("", needed=True)
     check_weights("")
     check_weights("detectron2://ImageNetPretrained/torchvision/R-50.pkl")
 
@@ -133,12 +164,24 @@ def test_earlier_checkpoints_are_not_written_over(tmp_path):
         check_output_folder(str(tmp_path))
 
 
-def test_the_cpu_stands_in_for_a_missing_gpu(tiny_config, monkeypatch, capsys):
+def test_the_cpu_stands_in_for_a_missing_gpu_and_workers_for_missing_cores(tiny_config, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    cfg = tiny_config({"MODEL.DEVICE": "cuda"})
-    use_available_device(cfg)
-    assert cfg.MODEL.DEVICE == "cpu"
-    assert "CUDA, which is not available here: going on with the CPU" in capsys.readouterr().out
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    cfg = tiny_config({"MODEL.DEVICE": "cuda", "DATALOADER.NUM_WORKERS": 4, "SOLVER.AMP.ENABLED": True})
+    fit_machine(cfg)
+    assert (cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.AMP.ENABLED) == ("cpu", 3, False)
+    said = capsys.readouterr().out
+    assert "CUDA, which is not available here: going on with the CPU" in said
+    assert "AMP.ENABLED needs CUDA" in said
+    assert "NUM_WORKERS is 4 on 3 cores: going on with 3" in said
+
+
+def test_what_is_there_is_left_alone(tiny_config, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    cfg = tiny_config({"MODEL.DEVICE": "cuda", "DATALOADER.NUM_WORKERS": 1})
+    fit_machine(cfg)
+    assert (cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS) == ("cuda", 1)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("error", [InputError("what is wrong"), FloatingPointError("what is wrong")])

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
+from detectron2.evaluation import COCOEvaluator
+from PIL import Image
 
 import train_net
+from detr.engine.evaluation import build_evaluator
 from detr.errors import InputError
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 
@@ -26,10 +30,17 @@ MODEL:
   FPN: {IN_FEATURES: ["res3", "res4", "res5"]}
   ANCHOR_GENERATOR: {SIZES: [[16], [32], [64], [128], [256]]}
   RETINANET: {NUM_CLASSES: 4, IOU_THRESHOLDS: [0.4, 0.5], IOU_LABELS: [0, -1, 1]}
-DATASETS: {TRAIN: ("shapes_train",), TEST: ("shapes_val",)}
+DATASETS:
+  TRAIN: ("shapes_train",)
+  TEST: ("shapes_val",)
 DATALOADER: {NUM_WORKERS: 0}
-INPUT: {MIN_SIZE_TRAIN: (128,), MIN_SIZE_TEST: 128}
-SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 2, STEPS: (), BASE_LR: 0.001}
+INPUT:
+  MIN_SIZE_TRAIN: (128,)
+  MIN_SIZE_TEST: 128
+SOLVER:
+  IMS_PER_BATCH: 2
+  MAX_ITER: 2
+  BASE_LR: 0.001
 VERSION: 2
 """
 
@@ -49,7 +60,8 @@ def iterations(output):
 def trained(shapes_root, tmp_path_factory):
     """The folder of a training of 20 iterations, and its results."""
     output = tmp_path_factory.mktemp("training") / "first"
-    train(output, {**TRAINING, "SOLVER.MAX_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 10})
+    results = train(output, {**TRAINING, "SOLVER.MAX_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 10})
+    assert 0 <= results["bbox"]["AP"] <= 100
     return output
 
 
@@ -83,7 +95,8 @@ def test_resuming_goes_on_where_the_checkpoint_ends(trained, tmp_path):
     train(tmp_path / "run", settings, "--resume")
     checkpoint = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
     assert checkpoint["iteration"] == 19
-    steps = {int(state["step"]) for state in checkpoint["optimizer"]["state"].values()}
+    states = checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
+    steps = {int(state["step"]) for state in states.values()}
     assert steps == {20}  # 10 before and 10 after: the optimiser's state came along
 
 
@@ -120,6 +133,8 @@ def test_a_training_that_diverges_stops_and_keeps_its_checkpoints(shapes_root, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"DATASETS.TRAIN": "()"}, "DATASETS.TRAIN is empty"),
+        ({"MODEL.BACKBONE.NAME": "vgg"}, "MODEL.BACKBONE.NAME is 'vgg', which is not registered"),
         ({"MODEL.DETR.NUM_CLASSES": 5}, "NUM_CLASSES is 5, but the data set shapes_val has 4 classes"),
         (
             {"DATASETS.TRAIN": "('shapes_trian',)"},
@@ -145,3 +160,47 @@ def test_the_command_line_ends_with_one_line(shapes_root, tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stdout + result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: MODEL.DETR.NUM_CLASSES is 5, but")
+
+
+def test_nan_weights_stop_a_training_without_objects_too(shapes_root, tmp_path, trained):
+    """No object, no matching cost: the loss itself must tell."""
+    checkpoint = torch.load(trained / "model_final.pth", weights_only=True)
+    checkpoint["model"]["class_embed.bias"].fill_(float("nan"))
+    torch.save({"model": checkpoint["model"]}, tmp_path / "nan.pth")
+    empty = [{**x, "annotations": []} for x in DatasetCatalog.get("shapes_train")]
+    DatasetCatalog.register("empty_images", lambda: empty)
+    try:
+        with pytest.raises(FloatingPointError, match=r"diverged at iteration 0 .*Lower SOLVER\.BASE_LR") as error:
+            train(tmp_path / "out", {**TRAINING, "DATASETS.TRAIN": "('empty_images',)", "SOLVER.MAX_ITER": 2,
+                                     "MODEL.WEIGHTS": tmp_path / "nan.pth"})  # fmt: skip
+    finally:
+        DatasetCatalog.remove("empty_images")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_kind_are_told(shapes_root, tmp_path):
+    torch.save({"model": {"detr.detr.query_embed": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"hold nothing for this model: their first keys are detr\.detr\.query_embed"):
+        train(tmp_path / "out", {**TRAINING, "MODEL.WEIGHTS": tmp_path / "other.pth"}, "--eval-only")
+
+
+def test_the_demo_leaves_its_pictures(shapes_root, tmp_path):
+    opts = as_opts({**TRAINING, "SOLVER.MAX_ITER": 4, "TEST.EVAL_PERIOD": 2})
+    command = [sys.executable, "demo.py", "--output", str(tmp_path / "demo"), *opts]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "box AP" in result.stdout
+    assert len(result.stdout.splitlines()) < 20  # the rest is in files
+    for name in ("predictions.png", "training.png"):
+        with Image.open(tmp_path / "demo" / name) as picture:
+            assert min(picture.size) > 300
+
+
+def test_data_sets_have_their_evaluator(tiny_config, shapes_root):
+    assert isinstance(build_evaluator(tiny_config(), "shapes_val"), COCOEvaluator)
+    MetadataCatalog.get("of_no_known_type").evaluator_type = "unheard"
+    try:
+        with pytest.raises(InputError, match="no evaluator for the data set of_no_known_type of type 'unheard'"):
+            build_evaluator(tiny_config(), "of_no_known_type")
+    finally:
+        MetadataCatalog.remove("of_no_known_type")

@@ -8,7 +8,14 @@ from detr.modeling.backbone import build_detr_backbone, choose_feature, padding_
 
 def resnet50(tiny_config, dilation):
     return build_detr_backbone(
-        tiny_config({"MODEL.RESNETS.RES5_DILATION": dilation, "MODEL.RESNETS.OUT_FEATURES": ("res4", "res5")})
+        tiny_config(
+            {
+                "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+                "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+                "MODEL.RESNETS.RES5_DILATION": dilation,
+                "MODEL.RESNETS.OUT_FEATURES": ("res4", "res5"),
+            }
+        )
     )
 
 

@@ -9,12 +9,14 @@ from tests.conftest import make_input
 BOXES = [[10.0, 12.0, 50.0, 60.0], [60.0, 20.0, 100.0, 80.0]]
 
 RESNET18 = {
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
     "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
     "MODEL.RESNETS.OUT_FEATURES": ("res2", "res3", "res4", "res5"),
 }
 BACKBONES = {
-    "narrow ResNet-50": {},
+    "small ResNet": {},
     "ResNet-18": {**RESNET18, "MODEL.DETR.IN_FEATURE": "res5"},
     "ResNet-18 with FPN": {
         **RESNET18,
@@ -38,10 +40,13 @@ def test_trains_with_any_backbone_and_with_empty_images(tiny_config, backbone, o
     losses = model(batch)
     assert len(losses) == 6  # three losses, two decoder layers
     sum(losses.values()).backward()
-    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    # A pyramid has levels that DETR does not read; all else must take part.
-    assert all(name.startswith(("backbone.fpn", "backbone.top_block")) for name in unused)
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    # Distributed training hangs on a trainable parameter without a gradient: a pyramid's other levels are frozen.
+    trainable = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert not [name for name, gradient in trainable.items() if gradient is None]
+    assert all(torch.isfinite(gradient).all() for gradient in trainable.values())
+    frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == ({"fpn_output2", "fpn_lateral2", "fpn_output3", "fpn_lateral3", "fpn_output5"}
+                      if "FPN" in backbone else set())  # fmt: skip
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -54,28 +59,34 @@ def test_detects_at_output_size(tiny_config, backbone):
         model_size = model([{"image": inputs[1]["image"]}])[0]["instances"]
     assert (first.image_size, second.image_size) == ((96, 128), (180, 303))
     assert len(first) == len(second) == 20
-    assert second.scores.min() > 0
     assert second.pred_classes.max() < 4
     assert model_size.image_size == (90, 101)
+    scale = torch.tensor([3.0, 2.0, 3.0, 2.0])  # 303 / 101 and 180 / 90; alone, the image has no padding
+    torch.testing.assert_close(second.pred_boxes.tensor, model_size.pred_boxes.tensor * scale, atol=5.0, rtol=0)
 
 
-def test_padding_in_a_batch_changes_nothing_that_counts(tiny_config):
-    """Zeros beside an image still reach the borders of the convolutions, so: the same up to a little."""
+def test_the_padding_mask_reaches_the_attention(tiny_config, monkeypatch):
+    """Padding of a size that the backbone's borders hardly notice must hardly change the boxes, and without the
+    mask it does."""
     model = build(tiny_config, {"MODEL.RESNETS.NORM": "FrozenBN"}).eval()
-    small, large = make_input([], [], (64, 64)), make_input([], [], (128, 160), seed=1)
     with torch.no_grad():
-        alone, together = model([small])[0]["instances"], model([small, large])[0]["instances"]
-    torch.testing.assert_close(alone.pred_boxes.tensor, together.pred_boxes.tensor, atol=1.0, rtol=0)
+        model.query_embed.weight.mul_(5)
+        small, large = make_input([], [], (64, 64)), make_input([], [], (128, 160), seed=1)
+
+        def boxes(*inputs):
+            return model(list(inputs))[0]["instances"].pred_boxes.tensor
+
+        alone, together = boxes(small), boxes(small, large)
+        monkeypatch.setattr("detr.modeling.meta_arch.padding_mask", lambda *_: None)
+        unmasked = boxes(small, large)
+    assert (together - alone).abs().max() < 0.5 * (unmasked - alone).abs().max()
 
 
 def test_metrics_go_to_the_event_storage_and_never_to_the_loss(tiny_config):
     model = build(tiny_config).train()
     batch = [make_input(BOXES, [0, 1])]
-    with EventStorage(start_iter=18) as storage:
+    with EventStorage() as storage:
         losses = model(batch)
-        assert storage.latest() == {}  # metrics wait for the iteration that is written
-        storage.step()
-        model(batch)
         assert storage.latest().keys() == {"class_error", "cardinality_error"}
     assert all(key.startswith("loss_") for key in losses)
 

@@ -70,17 +70,24 @@ def test_outputs_do_not_depend_on_the_auxiliary_layers():
     torch.testing.assert_close(every[1][-1:], last[1])
 
 
-@pytest.mark.parametrize("sizes", [[(223, 310), (301, 297)], [(480, 639), (333, 641)], [(64, 64), (65, 67)]])
-def test_padding_masks_are_equal(sizes):
-    """Nearest-neighbour samples; ceil(size / stride) would fail for these."""
-    oracle = load_oracle()
+@pytest.mark.parametrize("name", ["detr_R_50", "detr_R_50_DC5"])
+@pytest.mark.parametrize("sizes", [[(223, 310), (301, 297)], [(480, 639), (333, 641)], [(64, 64), (65, 67)]], ids=str)
+def test_padding_masks_are_equal(name, sizes):
+    pair = make_pair(name)
     images = image_batch(sizes)
-    nested = oracle.nested_tensor_from_tensor_list(images)
-    for stride in (16, 32):
-        size = tuple(-(-x // stride) for x in nested.tensors.shape[-2:])
-        expected = torch.nn.functional.interpolate(nested.mask[None].float(), size=size)[0].bool()
-        ours = padding_mask(ImageList.from_tensors(images), size)
-        assert torch.equal(ours, expected)
+    with torch.no_grad():
+        features, _ = pair.original.backbone(load_oracle().nested_tensor_from_tensor_list(images))
+    expected = features[-1].mask
+    assert torch.equal(padding_mask(ImageList.from_tensors(images), expected.shape[-2:]), expected)
+
+
+def test_padding_masks_are_not_those_of_rounded_up_sizes():
+    """What the old wrapper did, and what the test above must be able to tell from the original's."""
+    images = ImageList.from_tensors(image_batch([(223, 310), (301, 297)]))
+    rounded = torch.ones(2, 10, 10, dtype=torch.bool)
+    for mask, (height, width) in zip(rounded, images.image_sizes, strict=True):
+        mask[: -(-height // 32), : -(-width // 32)] = False
+    assert not torch.equal(padding_mask(images, (10, 10)), rounded)
 
 
 @pytest.mark.parametrize("kind", ["sine", "learned"])
