@@ -1,5 +1,7 @@
 """The same weights give the same numbers: logits, boxes, masks, positions, gradients."""
 
+import copy
+
 import pytest
 import torch
 from detectron2.structures import ImageList
@@ -114,8 +116,8 @@ def test_gradients_of_all_parameters():
 
     original.zero_grad()
     ours.zero_grad()
-    losses = pair.criterion(run_original(original, images), original_targets)
-    weights = pair.criterion.weight_dict
+    criterion = copy.deepcopy(pair.criterion).double()
+    losses, weights = criterion(run_original(original, images), original_targets), criterion.weight_dict
     sum(losses[key] * weights[key] for key in losses if key in weights).backward()
     expected = original_to_detectron2(
         {
@@ -125,12 +127,14 @@ def test_gradients_of_all_parameters():
     )
 
     sum(ours.criterion(*run_ours(ours, images), targets)[0].values()).backward()
+    # The first decoder layer's self-attention sees zeros only: its true gradient is 0, and both have rounding alone.
+    rounding = 1e-9 * torch.stack([gradient.norm() for gradient in expected.values()]).norm()
     checked = 0
     for name, parameter in ours.named_parameters():
         if not parameter.requires_grad:  # stem and res2
             continue
-        error = (parameter.grad - expected[name]).norm() / expected[name].norm()
-        assert error < 1e-3, f"{name}: {error:.1e}"
+        error = (parameter.grad - expected[name]).norm()
+        assert error < 1e-3 * expected[name].norm() + rounding, f"{name}: {error:.1e} of {expected[name].norm():.1e}"
         checked += 1
     trained = sum(p.requires_grad for p in original.parameters())
     assert checked == trained

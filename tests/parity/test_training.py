@@ -10,6 +10,7 @@ from tests.parity.pairs import PADDED, config, converted, image_batch, random_ta
 def test_five_steps_give_the_same_losses():
     cfg = config("detr_R_50", "MODEL.DETR.DROPOUT", 0.0)
     original, criterion, _ = lively_original("detr_R_50", dropout=0.0)
+    criterion.double()
     ours = converted(original.double(), cfg).double()
     images = image_batch(PADDED)
     targets, original_targets = random_targets([7, 3])
