@@ -11,10 +11,11 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
 MIN_SHOWN_SIDE = 384  # pixels; smaller images are enlarged, so that labels can be read
 GAP = 8  # pixels between pictures
+CAPTION = 24  # pixels of height
 
 
 def draw_boxes(
@@ -56,7 +57,13 @@ def truth_beside_detections(
         metadata,
         found.scores.tolist(),
     )
-    return sheet([left, right], columns=2)
+    return sheet([_captioned(left, "ground truth"), _captioned(right, f"found, score > {threshold}")], columns=2)
+
+
+def _captioned(picture: np.ndarray, text: str) -> np.ndarray:
+    strip = Image.new("RGB", (picture.shape[1], CAPTION), "white")
+    ImageDraw.Draw(strip).text((4, 2), text, fill="black", font_size=CAPTION - 8)
+    return np.concatenate([np.asarray(strip), picture])
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:

@@ -36,10 +36,10 @@ class Category:
 
 # The ids have gaps, as COCO's do, so that a forgotten mapping to contiguous ids cannot go unnoticed.
 CATEGORIES = (
-    Category(1, "disc", True, (214, 69, 65)),
-    Category(2, "square", True, (245, 171, 53)),
+    Category(1, "disc", True, (214, 45, 85)),
+    Category(2, "square", True, (240, 130, 40)),
     Category(4, "triangle", True, (155, 89, 182)),
-    Category(7, "star", True, (241, 218, 66)),
+    Category(7, "star", True, (235, 230, 60)),
     Category(9, "sky", False, (120, 180, 235)),
     Category(12, "water", False, (40, 90, 160)),
     Category(17, "grass", False, (70, 150, 60)),
@@ -204,7 +204,7 @@ def _paint(rng: np.random.Generator, image: Floats, mask: Mask, hue: float) -> N
 
     # Classes keep to their part of the colour circle, away from the landscape's: what DETR is slow to learn
     # from nothing is where objects are, and that is what the few minutes of a demonstration should go to.
-    varied = (hue + rng.uniform(-0.04, 0.04)) % 1, rng.uniform(0.6, 1), rng.uniform(0.6, 1)
+    varied = (hue + rng.uniform(-0.03, 0.03)) % 1, rng.uniform(0.6, 1), rng.uniform(0.6, 1)
     color = 255 * np.array(colorsys.hsv_to_rgb(*varied), dtype=np.float32)
 
     padded = np.pad(mask, 1)

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    print_instances_class_histogram,
+)
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -45,6 +50,9 @@ def check_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
         check_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         check_dicts(dicts, cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
+        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+        if names:
+            print_instances_class_histogram(dicts, names)
     if cfg.DATALOADER.CHECK_IMAGES:
         check_images(dicts)
     return dicts

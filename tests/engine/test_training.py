@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import COCOEvaluator
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_net
 from detr.engine.evaluation import build_evaluator
@@ -150,6 +151,48 @@ def test_bad_input_is_told_before_the_training(shapes_root, tmp_path, settings, 
     with pytest.raises(InputError, match=message):
         train(tmp_path / "out", {**TRAINING, **settings})
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def with_bad_label(x, folder):
+    return {**x, "annotations": [{**x["annotations"][0], "category_id": 4}]}
+
+
+def with_cut_image(x, folder):
+    path = folder / "cut.jpg"
+    path.write_bytes(Path(x["file_name"]).read_bytes()[:900])
+    return {**x, "file_name": str(path)}
+
+
+def with_wrong_size(x, folder):
+    return {**x, "height": 127}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (with_bad_label, r"\.jpg has an object of category 4, outside \[0, 4\)"),
+        (with_cut_image, r"cannot read the image .*cut\.jpg"),
+        (with_wrong_size, r"\.jpg is 128 x 128 pixels .* says 128 x 127"),
+    ],
+)
+def test_one_bad_entry_is_told_before_the_training(shapes_root, tmp_path, spoil, message):
+    dicts = DatasetCatalog.get("shapes_train")
+    where = next(index for index, x in enumerate(dicts) if len(x["annotations"]))
+    dicts[where] = spoil(dicts[where], tmp_path)
+    DatasetCatalog.register("spoiled", lambda: dicts)
+    MetadataCatalog.get("spoiled").thing_classes = MetadataCatalog.get("shapes_train").thing_classes
+    try:
+        with pytest.raises(InputError, match=message):
+            train(tmp_path / "out", {**TRAINING, "DATASETS.TRAIN": "('spoiled',)"})
+    finally:
+        DatasetCatalog.remove("spoiled")
+        MetadataCatalog.remove("spoiled")
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_metrics_reach_tensorboard(trained):
+    events = EventAccumulator(str(trained)).Reload()
+    assert {"class_error", "cardinality_error", "total_loss", "bbox/AP"} <= set(events.Tags()["scalars"])
 
 
 def test_the_command_line_ends_with_one_line(shapes_root, tmp_path):
