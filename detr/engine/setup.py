@@ -61,10 +61,23 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not (args.eval_only or args.resume):
         check_output_folder(cfg.OUTPUT_DIR)
     cfg.freeze()
+    # Detectron2 writes config.yaml for an evaluation too, where it would replace that of the training.
+    trained_with = _read(cfg.OUTPUT_DIR, "config.yaml") if args.eval_only else None
     default_setup(cfg, args)
+    if trained_with is not None and comm.is_main_process():
+        with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
+            file.write(trained_with)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
     return cfg
+
+
+def _read(folder: str, name: str) -> str | None:
+    path = os.path.join(folder, name)
+    if not PathManager.isfile(path):
+        return None
+    with PathManager.open(path) as file:
+        return str(file.read())
 
 
 def load_config(config_file: str, opts: list[str]) -> CfgNode:

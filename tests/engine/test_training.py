@@ -87,6 +87,12 @@ def test_evaluation_alone_gives_the_same_detections(trained, tmp_path):
     assert first == second
 
 
+def test_evaluation_leaves_the_config_of_the_training(trained):
+    before = (trained / "config.yaml").read_text()
+    train(trained, {**TRAINING, "MODEL.WEIGHTS": trained / "model_final.pth", "SOLVER.BASE_LR": 0.7}, "--eval-only")
+    assert (trained / "config.yaml").read_text() == before
+
+
 def test_resuming_goes_on_where_the_checkpoint_ends(trained, tmp_path):
     (tmp_path / "run").mkdir()
     weights = trained / "model_0000009.pth"
