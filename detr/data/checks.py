@@ -39,9 +39,10 @@ def load_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]
         raise
     except (AssertionError, KeyError, IndexError, TypeError, ValueError, OSError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        files = ", ".join(str(MetadataCatalog.get(name).get("json_file", "no JSON file")) for name in names)
         raise InputError(
-            f"the data set {', '.join(names)} cannot be loaded ({reason}): check its annotation file, whose images, "
-            "annotations and categories must refer to each other's ids, and whose images must not be filtered to none"
+            f"the data set {', '.join(names)} cannot be loaded ({reason}): check that its annotations ({files}) are "
+            "whole, and that images, annotations and categories refer to each other's ids"
         ) from error
 
 
@@ -104,6 +105,8 @@ def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: 
     Raises InputError for a label outside [0, num_classes). Warns, once each, of degenerate boxes (which
     the mapper drops) and of images with more objects than queries (the surplus cannot be learned).
     """
+    if not any(not obj.get("iscrowd", 0) for x in dicts for obj in x.get("annotations", [])):
+        raise InputError("the training data sets have no object at all: check the annotations of their files")
     degenerate: list[str] = []
     crowded: list[tuple[int, str]] = []
     for x in dicts:
@@ -111,6 +114,11 @@ def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: 
         for key in ("bbox", "bbox_mode", "category_id"):
             if any(key not in obj for obj in annotations):
                 raise InputError(f"{x['file_name']} has an object without {key!r}: every object needs one")
+        for obj in annotations:
+            if not _is_box(obj["bbox"]):
+                raise InputError(
+                    f"{x['file_name']} has an object with the bbox {obj['bbox']}: it must be 4 finite numbers"
+                )
         check_labels(annotations, num_classes, x["file_name"])
         dropped = sum(_is_degenerate(obj, x) for obj in annotations)
         degenerate += [x["file_name"]] * dropped
@@ -194,6 +202,13 @@ def _ends_as_jpeg(path: str) -> bool:
     with open(path, "rb") as file:
         file.seek(-2, os.SEEK_END)
         return file.read() == b"\xff\xd9"  # the end-of-image marker
+
+
+def _is_box(box: Any) -> bool:
+    try:
+        return len(box) == 4 and all(math.isfinite(value) for value in box)
+    except TypeError:
+        return False
 
 
 def _is_degenerate(annotation: dict[str, Any], x: dict[str, Any]) -> bool:

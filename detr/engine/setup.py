@@ -69,6 +69,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
             file.write(trained_with)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
+    if args.resume and not resumes:
+        logger.warning("--resume: %s holds no checkpoint, so that this starts from MODEL.WEIGHTS", cfg.OUTPUT_DIR)
     return cfg
 
 
@@ -93,6 +95,9 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
         if not PathManager.isfile(config_file):
             raise InputError(f"the config file {config_file} does not exist: see configs/ for those that do")
         _merge(cfg, config_file, lambda: cfg.merge_from_file(config_file))
+    flags = [opt for opt in opts if opt.startswith("--")]
+    if flags:
+        raise InputError(f"{flags[0]} stands among the KEY VALUE pairs: options that start with -- go before them")
     if len(opts) % 2:
         raise InputError(
             f"the options at the end must be KEY VALUE pairs, but these are {len(opts)}: {shlex.join(opts)}"
@@ -208,6 +213,8 @@ def check_weights(weights: str, needed: bool = False) -> None:
         raise InputError("--eval-only wants trained weights, but MODEL.WEIGHTS is empty: name a checkpoint there")
     if weights.startswith(TORCHVISION):
         torchvision_url(weights)
+    elif os.path.isdir(weights):
+        raise InputError(f"MODEL.WEIGHTS {weights} is a folder: name the file in it")
     elif weights and "://" not in weights and not PathManager.isfile(weights):
         raise InputError(
             f"the weights file {weights} does not exist: check MODEL.WEIGHTS; "

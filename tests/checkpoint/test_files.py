@@ -34,7 +34,7 @@ def test_a_malicious_file_is_refused_and_does_nothing(tmp_path):
     assert not target.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"not a checkpoint", b"PK\x03\x04 cut off"])
 def test_damaged_files_get_one_line(tmp_path, content):
     path = tmp_path / "bad.pth"
     path.write_bytes(content)

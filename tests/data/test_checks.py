@@ -121,6 +121,17 @@ def test_an_object_without_a_box_names_the_file():
         check_dicts([broken], 4, 20)
 
 
+@pytest.mark.parametrize("box", [[1, 2, 3], ["a", 1, 2, 3], [float("nan"), 1, 2, 3], None])
+def test_a_box_that_is_none_names_the_file(box):
+    with pytest.raises(InputError, match=r"x\.jpg has an object with the bbox .*: it must be 4 finite numbers"):
+        check_dicts([entry("x.jpg", [box])], 4, 20)
+
+
+def test_a_training_set_without_any_object_is_told():
+    with pytest.raises(InputError, match="no object at all"):
+        check_dicts([entry("a.jpg"), entry("b.jpg")], 4, 20)
+
+
 def test_another_number_of_classes_is_told_with_the_remedy():
     with pytest.raises(InputError, match=r"NUM_CLASSES is 5, but .*shapes_train has 4 classes .*NUM_CLASSES 4"):
         check_classes("shapes_train", 5)
@@ -150,7 +161,7 @@ def test_crowds_need_no_queries(caplog):
     crowd = entry("a.jpg", [[0, 0, 5, 5]] * 9)
     for obj in crowd["annotations"]:
         obj["iscrowd"] = 1
-    check_dicts([crowd], 4, 3)
+    check_dicts([crowd, entry("b.jpg", [[0, 0, 5, 5]])], 4, 3)
     assert not caplog.messages
 
 

@@ -115,6 +115,7 @@ def test_a_name_that_is_not_registered_is_told(tiny_config, key):
             "unknown config key MODEL.DETR.NUM_CLASES; did you mean MODEL.DETR.NUM_CLASSES?",
         ),
         (["MODEL.DETR.NUM_CLASSES"], "must be KEY VALUE pairs"),
+        (["SOLVER.MAX_ITER", "3", "--resume"], "--resume stands among the KEY VALUE pairs"),
         (["MODEL.DETR.NUM_CLASSES", "many"], "the command line has a key or value that the config cannot take"),
     ],
 )
@@ -147,8 +148,8 @@ def test_a_missing_config_is_named():
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(InputError, match=r"the weights file .*gone\.pth does not exist: check MODEL.WEIGHTS"):
         check_weights(str(tmp_path / "gone.pth"))
-    with pytest.raises(InputError, match=r"the weights file .* does not exist"):
-        check_weights(str(tmp_path))  # a folder
+    with pytest.raises(InputError, match=r"is a folder: name the file in it"):
+        check_weights(str(tmp_path))
     with pytest.raises(InputError, match="no ImageNet weights named 'resnet51'"):
         check_weights("torchvision://resnet51")
     with pytest.raises(InputError, match="--eval-only wants trained weights"):

@@ -11,6 +11,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import BoxMode
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -216,7 +217,8 @@ def test_nan_weights_stop_a_training_without_objects_too(shapes_root, tmp_path, 
     checkpoint = torch.load(trained / "model_final.pth", weights_only=True)
     checkpoint["model"]["class_embed.bias"].fill_(float("nan"))
     torch.save({"model": checkpoint["model"]}, tmp_path / "nan.pth")
-    empty = [{**x, "annotations": []} for x in DatasetCatalog.get("shapes_train")]
+    flat = {"bbox": [1, 1, 0, 5], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}  # the mapper drops it
+    empty = [{**x, "annotations": [flat]} for x in DatasetCatalog.get("shapes_train")]
     DatasetCatalog.register("empty_images", lambda: empty)
     try:
         with pytest.raises(FloatingPointError, match=r"diverged at iteration 0 .*Lower SOLVER\.BASE_LR") as error:
