@@ -4,10 +4,7 @@ import logging
 from typing import Any
 from urllib.error import URLError
 
-import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 
 from detr.checkpoint.files import load_file
 from detr.checkpoint.formats import (
@@ -19,8 +16,6 @@ from detr.checkpoint.formats import (
 from detr.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-TORCHVISION = "torchvision://"
 
 
 class DetrCheckpointer(DetectionCheckpointer):
@@ -57,25 +52,3 @@ class DetrCheckpointer(DetectionCheckpointer):
                 "checkpoint of another kind or version?"
             )
         return super()._load_model(checkpoint)
-
-
-class TorchvisionHandler(PathHandler):  # type: ignore[misc]
-    """``torchvision://resnet101``: the ImageNet weights (version 1) that the original starts from."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [TORCHVISION]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return str(PathManager.get_local_path(torchvision_url(path), force=force))
-
-
-def torchvision_url(path: str) -> str:
-    """The address of the weights behind ``torchvision://NAME``. Raises InputError for an unknown name."""
-    name = path.removeprefix(TORCHVISION)
-    try:
-        return str(torchvision.models.get_model_weights(name).IMAGENET1K_V1.url)
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"torchvision has no ImageNet weights named {name!r}: try {TORCHVISION}resnet50") from error
-
-
-PathManager.register_handler(TorchvisionHandler(), allow_override=True)

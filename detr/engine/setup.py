@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from detr.checkpoint.checkpointer import TORCHVISION, torchvision_url
+from detr.checkpoint.paths import TORCHVISION, torchvision_url
 from detr.config import add_detr_config
 from detr.errors import InputError, exit_with_one_line
 

@@ -5,8 +5,8 @@ from detectron2.modeling import build_model
 
 import converter
 from detr.checkpoint import DetrCheckpointer
-from detr.checkpoint.checkpointer import torchvision_url
 from detr.checkpoint.files import load_file
+from detr.checkpoint.paths import torchvision_url
 from detr.errors import InputError
 from tests.parity.oracle import build_original, original_checkpoint
 from tests.parity.pairs import config
