@@ -53,6 +53,15 @@ def shapes_root() -> Path:
 
 
 @pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in the place of the user's cache of downloads."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    monkeypatch.setenv("FVCORE_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
 def tiny_config() -> Callable[..., CfgNode]:
     """tiny_config({"KEY": value, ...}): the quickstart config with a tiny model, not frozen."""
 

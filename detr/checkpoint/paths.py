@@ -6,9 +6,12 @@ import torchvision
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
+from detr.checkpoint.download import fetch
+from detr.checkpoint.released import ZooModel, entry, hash_in_name
 from detr.errors import InputError
 
 TORCHVISION = "torchvision://"
+ZOO = "detr://"
 
 
 class TorchvisionHandler(PathHandler):  # type: ignore[misc]
@@ -18,7 +21,19 @@ class TorchvisionHandler(PathHandler):  # type: ignore[misc]
         return [TORCHVISION]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return str(PathManager.get_local_path(torchvision_url(path), force=force))
+        url = torchvision_url(path)
+        return fetch(url, hash_in_name(url))
+
+
+class ZooHandler(PathHandler):  # type: ignore[misc]
+    """``detr://detr_R_50``: the weights that the authors released."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [ZOO]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        model = parse_zoo_path(path)
+        return fetch(model.url, model.hash_prefix)
 
 
 def torchvision_url(path: str) -> str:
@@ -30,4 +45,10 @@ def torchvision_url(path: str) -> str:
         raise InputError(f"torchvision has no ImageNet weights named {name!r}: try {TORCHVISION}resnet50") from error
 
 
+def parse_zoo_path(path: str) -> ZooModel:
+    """The released model behind ``detr://NAME``. Raises InputError for an unknown name."""
+    return entry(path.removeprefix(ZOO))
+
+
 PathManager.register_handler(TorchvisionHandler(), allow_override=True)
+PathManager.register_handler(ZooHandler(), allow_override=True)

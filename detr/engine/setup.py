@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from detr.checkpoint.paths import TORCHVISION, torchvision_url
+from detr.checkpoint.paths import TORCHVISION, ZOO, parse_zoo_path, torchvision_url
 from detr.config import add_detr_config
 from detr.errors import InputError, exit_with_one_line
 
@@ -213,6 +213,8 @@ def check_weights(weights: str, needed: bool = False) -> None:
         raise InputError("--eval-only wants trained weights, but MODEL.WEIGHTS is empty: name a checkpoint there")
     if weights.startswith(TORCHVISION):
         torchvision_url(weights)
+    elif weights.startswith(ZOO):
+        parse_zoo_path(weights)
     elif os.path.isdir(weights):
         raise InputError(f"MODEL.WEIGHTS {weights} is a folder: name the file in it")
     elif weights and "://" not in weights and not PathManager.isfile(weights):
