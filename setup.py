@@ -66,7 +66,10 @@ if __name__ == "__main__":  # the tests read the lists above without building an
         long_description_content_type="text/markdown",
         license="Apache-2.0",
         license_files=["LICENSE"],
-        packages=find_packages(include=["detr", "detr.*"]),
+        # An installed detr.model_zoo finds the configs in the package.
+        packages=[*find_packages(include=["detr", "detr.*"]), "detr.configs"],
+        package_dir={"detr.configs": "configs"},
+        package_data={"detr.configs": ["*.yaml", "*/*.yaml"]},
         python_requires=">=3.10,<3.14",
         install_requires=INSTALL_REQUIRES,
         extras_require={"detectron2": DETECTRON2, "dev": DEV},

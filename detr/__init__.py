@@ -11,12 +11,13 @@ except ModuleNotFoundError as error:
         "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
     ) from None
 
+from detr import model_zoo
 from detr.config import add_detr_config
 from detr.data.shapes import register_shapes
 from detr.modeling import small_resnet  # noqa: F401  registers a backbone
 from detr.modeling.meta_arch import Detr
 
-__all__ = ["Detr", "add_detr_config"]
+__all__ = ["Detr", "add_detr_config", "model_zoo"]
 __version__ = "0.1.0"
 
 register_shapes()

@@ -1,0 +1,56 @@
+"""The models that the authors released, by name: their configs, and they themselves, ready to use.
+
+detr.model_zoo.get("detr_R_50")([{"image": image}])[0]["instances"]
+"""
+
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+
+from detr.checkpoint import DetrCheckpointer
+from detr.checkpoint.paths import ZOO
+from detr.checkpoint.released import RELEASED, ZooModel, entry
+from detr.engine.setup import load_config
+from detr.modeling.meta_arch import Detr
+
+__all__ = ["ZooModel", "entry", "get", "get_config", "names"]
+
+
+def names() -> list[str]:
+    """What the functions below take."""
+    return list(RELEASED)
+
+
+def get_config(name: str) -> CfgNode:
+    """The model's config, not frozen; MODEL.WEIGHTS is its released weights. Raises InputError for an unknown name."""
+    cfg = load_config(str(_configs() / entry(name).config), [])
+    cfg.MODEL.WEIGHTS = ZOO + name
+    return cfg
+
+
+def get(
+    name: str, pretrained: bool = True, device: torch.device | str | None = None, num_classes: int | None = None
+) -> Detr:
+    """The model itself, in evaluation mode.
+
+    pretrained: the released weights, downloaded at the first time; else random ones, and no download at all
+    device: by default the GPU where there is one
+    num_classes: another number than the released model's, for fine-tuning; the class head then starts fresh
+
+    Raises InputError for an unknown name, and for weights that cannot be downloaded.
+    """
+    cfg = get_config(name)
+    if num_classes is not None:
+        cfg.MODEL.DETR.NUM_CLASSES = num_classes
+    model = Detr(cfg)
+    if pretrained:
+        DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def _configs() -> Path:
+    """The folder of the YAML files: in an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
