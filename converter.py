@@ -1,39 +1,78 @@
 #!/usr/bin/env python3
-"""Converts an original DETR detection checkpoint into one for Detectron2.
+"""Converts DETR checkpoints between the authors' code, Detectron2 and transformers.
 
 python converter.py --source_model detr-r50-e632da11.pth --output_model detr_R_50.pth
+python converter.py --source_model detr_R_50 --output_model detr-resnet-50 --to transformers --verify
 """
 
 import argparse
-import os
+import sys
 
 import detr  # noqa: F401  says how to install Detectron2 where it is missing
-from detr.checkpoint.files import load_file, save_file
-from detr.checkpoint.formats import is_original_detection, original_to_detectron2
-from detr.errors import InputError, exit_with_one_line
+from detr.checkpoint.conversion import BACKBONES, TARGETS, Request, convert
+from detr.engine.verification import verify
+from detr.errors import exit_with_one_line
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--source_model", required=True, help="the original's .pth file")
-    parser.add_argument("--output_model", required=True, help="where the converted .pth file goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--source_model",
+        required=True,
+        help="a file, a folder that transformers wrote, a URL, the name of a released model such as detr_R_50, or "
+        "torchvision://resnet101 for a backbone alone",
+    )
+    parser.add_argument("--output_model", required=True, help="the file to write; for transformers a folder")
+    parser.add_argument("--to", choices=TARGETS, default="detectron2", help="the format to write (%(default)s)")
+    parser.add_argument("--num-classes", type=_positive, metavar="N", help="classes of the output, without no-object")
+    parser.add_argument("--num-queries", type=_positive, metavar="N", help="object queries of the output")
+    parser.add_argument("--dc5", action="store_true", help="the weights are of a DC5 model, which tensors do not tell")
+    parser.add_argument("--backbone", choices=BACKBONES, help="for transformers: its own ResNet, or timm's")
+    parser.add_argument("--verify", action="store_true", help="run source and output, and compare what they find")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    parser.add_argument(
+        "--unsafe-load", action="store_true", help="unpickle without restriction: only for an old file of your own"
+    )
+    args = parser.parse_args(argv)
+    if args.verify and (args.num_classes or args.num_queries):
+        parser.error("--verify compares whole models: convert without --num-classes and --num-queries to use it")
+    if args.backbone and args.to != "transformers":
+        parser.error("--backbone is for --to transformers")
+    return args
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if os.path.exists(args.output_model) and not args.overwrite:
-        raise InputError(f"{args.output_model} exists: name another --output_model, or add --overwrite")
-    content = load_file(args.source_model)
-    state = content.get("model", content)
-    if not is_original_detection(state):
-        raise InputError(f"{args.source_model} is not an original DETR detection checkpoint")
-    converted = original_to_detectron2(state)
-    save_file({"model": converted}, args.output_model)
-    before, after = (s["class_embed.bias"].shape[0] for s in (state, converted))
-    print(f"{args.source_model}: {len(converted)} tensors mapped, class rows {before} -> {after}")
-    print(f"written: {args.output_model}")
+    if args.unsafe_load:
+        print(
+            "WARNING: --unsafe-load runs whatever code the file holds, with your rights. Go on only with a file that "
+            "you made yourself.",
+            file=sys.stderr,
+        )
+    report = convert(
+        Request(
+            source=args.source_model,
+            output=args.output_model,
+            to=args.to,
+            num_classes=args.num_classes,
+            num_queries=args.num_queries,
+            backbone=args.backbone,
+            dc5=args.dc5,
+            overwrite=args.overwrite,
+            unsafe=args.unsafe_load,
+        )
+    )
+    rows = report.rows + (verify(report.source, report.output, report.facts) if args.verify else [])
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.8,<4",
     "portalocker>=2.7,<5",
     "pycocotools>=2.0.7,<3",
+    "safetensors>=0.4,<1",
 ]
 
 # What Detectron2's own Python sources import: its list caps numpy below 2, so it cannot be used.
@@ -37,7 +38,14 @@ DETECTRON2 = [
     "yacs>=0.1.8,<0.2",
 ]
 
+# What `converter.py --verify` runs transformers' models with; timm gives some of them their backbone.
+TRANSFORMERS = [
+    "timm>=1,<2",
+    "transformers>=5,<6",
+]
+
 DEV = [
+    *TRANSFORMERS,  # the parity tests' second oracle
     "mypy>=2.1,<3",
     "pytest>=9,<10",
     "ruff>=0.15,<0.18",  # the formatter's style may change with the middle number
@@ -72,7 +80,7 @@ if __name__ == "__main__":  # the tests read the lists above without building an
         package_data={"detr.configs": ["*.yaml", "*/*.yaml"]},
         python_requires=">=3.10,<3.14",
         install_requires=INSTALL_REQUIRES,
-        extras_require={"detectron2": DETECTRON2, "dev": DEV},
+        extras_require={"detectron2": DETECTRON2, "dev": DEV, "transformers": TRANSFORMERS},
         classifiers=[
             "Development Status :: 4 - Beta",
             "Intended Audience :: Science/Research",

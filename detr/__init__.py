@@ -1,4 +1,4 @@
-"""DETR for Detectron2. Importing this registers the meta-architecture "Detr" and the data set "shapes"."""
+"""DETR for Detectron2. Importing this registers the meta-architecture "Detr", its weights and the data set "shapes"."""
 
 try:
     import detectron2  # noqa: F401
@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from detr import model_zoo
+from detr.checkpoint.checkpointer import serve_detectron2
 from detr.config import add_detr_config
 from detr.data.shapes import register_shapes
 from detr.modeling import small_resnet  # noqa: F401  registers a backbone
@@ -21,3 +22,4 @@ __all__ = ["Detr", "add_detr_config", "model_zoo"]
 __version__ = "0.1.0"
 
 register_shapes()
+serve_detectron2()

@@ -1,40 +1,41 @@
-"""``DetrCheckpointer``: Detectron2's checkpointer that knows DETR's formats."""
+"""``DetrCheckpointer``: Detectron2's checkpointer that knows every format of DETR's."""
 
 import logging
+import os
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 from urllib.error import URLError
 
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from detr.checkpoint.files import load_file
-from detr.checkpoint.formats import (
-    is_original_detection,
-    is_torchvision_resnet,
-    original_to_detectron2,
-    torchvision_to_detectron2,
-)
+import detr.checkpoint.paths  # noqa: F401  registers detr:// and torchvision://
+from detr.checkpoint.architecture import Facts
+from detr.checkpoint.files import load_file, weights_in_folder
+from detr.checkpoint.formats import DETECTRON2
+from detr.checkpoint.rows import fit
+from detr.checkpoint.source import Source, read
 from detr.errors import InputError
+from detr.modeling.meta_arch import Detr
 
 logger = logging.getLogger(__name__)
 
+_STEM = "backbone.stem.conv1.weight"
+
 
 class DetrCheckpointer(DetectionCheckpointer):
-    """Loads the authors' detection checkpoints and torchvision's ResNets besides all that Detectron2 loads."""
+    """Loads DETR checkpoints of every kind into a ``Detr``, besides all that Detectron2 loads.
 
-    def _torch_load(self, f: str) -> dict[str, Any]:
-        content = load_file(f)
-        state = content.get("model", content)
-        if is_original_detection(state):
-            logger.info("%s is an original DETR checkpoint: converting its %d tensors", f, len(state))
-            # Optimiser, epoch and args of the original's training mean nothing here.
-            return {"model": original_to_detectron2(state)}
-        if is_torchvision_resnet(state):
-            logger.info("%s is a torchvision ResNet: loading it as the backbone alone", f)
-            return {"model": torchvision_to_detectron2(state)}
-        return content
+    A path may be a file, a folder that transformers wrote, a URL, ``detr://NAME`` or ``torchvision://NAME``.
+    What was found and what starts fresh is logged, a line each.
+    """
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Raises InputError for a file that cannot be downloaded or read, or that holds nothing for this model."""
+        """Raises InputError for weights that cannot be had or read, or that do not belong to this model."""
+        if path and os.path.isdir(path):
+            path = weights_in_folder(path)
         try:
             loaded: dict[str, Any] = super().load(path, *args, **kwargs)
         except URLError as error:
@@ -42,13 +43,135 @@ class DetrCheckpointer(DetectionCheckpointer):
                 f"cannot download the weights {path} ({error.reason}): check the network, or fetch the file by other "
                 'means and name it in MODEL.WEIGHTS; MODEL.WEIGHTS "" starts from random weights'
             ) from error
+        finally:
+            self._parsed_url_during_load = None  # else Detectron2 refuses the next attempt
         return loaded
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if not filename.endswith(".pkl"):
+            loaded: dict[str, Any] = super()._load_file(filename)
+            return loaded
+        content = load_file(filename)  # refuses what Detectron2 would unpickle without asking
+        if isinstance(self.model, Detr) and "blobs" not in content:
+            found = self._understood(read(filename))
+            if found is not None:
+                return found
+        loaded = super()._load_file(filename)
+        return loaded
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        if not isinstance(self.model, Detr):
+            return load_file(f)
+        source = read(f)
+        return self._understood(source) or {"model": source.state, **source.rest}
+
+    def _understood(self, source: Source) -> dict[str, Any] | None:
+        """The source in Detectron2's form; None where it is in no format of DETR's."""
+        if source.format is None:
+            return None
+        logger.info("%s: %s, %d tensors", source.path, source.format.title, len(source.state))
+        conversion = source.to_detectron2()
+        for line in conversion.lines:
+            logger.info(line)
+        _compare(source.facts, self.model)
+        if source.format.backbone_only and _STEM not in self.model.state_dict():
+            # A backbone around the ResNet, such as FPN: Detectron2 finds the names by their ends.
+            body = {key.removeprefix("backbone."): value for key, value in conversion.state.items()}
+            return {"model": body, "matching_heuristics": True}
+        # Optimiser, epoch and the like of another program's training mean nothing here.
+        return {"model": conversion.state, **(source.rest if source.format is DETECTRON2 else {})}
+
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        state, own = checkpoint["model"], self.model.state_dict()
-        if not checkpoint.get("matching_heuristics") and not any(key.removeprefix("module.") in own for key in state):
-            raise InputError(
-                f"the weights hold nothing for this model: their first keys are {', '.join(list(state)[:3])}; is it a "
-                "checkpoint of another kind or version?"
-            )
+        if not isinstance(self.model, Detr):
+            return super()._load_model(checkpoint)
+        own = self.model.state_dict()
+        if not checkpoint.get("matching_heuristics"):
+            state = checkpoint["model"]
+            if not any(key in own for key in state):
+                raise InputError(
+                    f"the weights hold nothing for this model: their first keys are {', '.join(list(state)[:3])}; is "
+                    "it a checkpoint of another kind or version?"
+                )
+            checkpoint["model"], lines = fit(state, own)
+            for line in lines:
+                logger.warning(line)
+            _check_shapes(checkpoint["model"], own)
         return super()._load_model(checkpoint)
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        if not isinstance(self.model, Detr):
+            super()._log_incompatible_keys(incompatible)
+            return
+        own = self.model.state_dict()
+        missing = incompatible.missing_keys
+        logger.info("loaded %d of the model's %d tensors", len(own) - len(missing), len(own))
+        total = Counter(map(_part, own))
+        for part, keys in _by_part(missing).items():
+            if len(keys) == total[part]:
+                logger.warning("%s starts fresh: the weights hold none of its %d tensors", part, len(keys))
+            else:
+                logger.warning("%s: %d of its %d tensors start fresh: %s", part, len(keys), total[part], _few(keys))
+        for part, keys in _by_part(incompatible.unexpected_keys).items():
+            logger.warning("%s: %d tensors of the weights have no place in this model: %s", part, len(keys), _few(keys))
+
+
+def serve_detectron2() -> None:
+    """Lets Detectron2's ``DefaultPredictor`` and the like load every format into a ``Detr``.
+
+    They make a ``DetectionCheckpointer(model)`` and offer no choice. From this call on, that is a
+    ``DetrCheckpointer`` where the model is a ``Detr``; for all other models nothing changes.
+    """
+
+    def choose(cls: type, model: nn.Module | None = None, *args: Any, **kwargs: Any) -> Any:
+        inner = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
+        ours = cls is DetectionCheckpointer and isinstance(inner, Detr)
+        return object.__new__(DetrCheckpointer if ours else cls)
+
+    DetectionCheckpointer.__new__ = choose
+
+
+def _compare(facts: Facts, model: Detr) -> None:
+    """Warns where the weights were trained for a function that has the same tensors and other results."""
+    res5 = getattr(model.backbone, "res5", None)
+    dilation = res5 is not None and res5[-1].conv2.dilation[0] > 1
+    if facts.dilation is not None and facts.dilation != dilation:
+        logger.warning(
+            "the weights are of a model %s DC5 (dilated res5) and the config is of one %s: results suffer; set "
+            "MODEL.RESNETS.RES5_DILATION %d",
+            *(("with", "without", 2) if facts.dilation else ("without", "with", 1)),
+        )
+    heads = model.transformer.heads
+    if facts.heads is not None and facts.heads != heads:
+        logger.warning(
+            "the weights were trained with %d attention heads and the model has %d: results mean nothing; set "
+            "MODEL.DETR.NHEADS %d",
+            *(facts.heads, heads, facts.heads),
+        )
+
+
+def _check_shapes(state: dict[str, Any], own: dict[str, Any]) -> None:
+    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise InputError(
+            f"{len(wrong)} tensors of the weights have other shapes than the model's, the first: {key}, "
+            f"{tuple(state[key].shape)} in the weights and {tuple(own[key].shape)} here; MODEL.RESNETS and MODEL.DETR "
+            "(HIDDEN_DIM, DIM_FEEDFORWARD) must be those of the weights"
+        )
+
+
+def _part(key: str) -> str:
+    """``transformer.decoder``, ``mask_head`` ...: what a user would call the part that a key belongs to."""
+    first, _, rest = key.partition(".")
+    return f"{first}.{rest.partition('.')[0]}" if first == "transformer" else first
+
+
+def _by_part(keys: Iterable[str]) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {}
+    for key in keys:
+        parts.setdefault(_part(key), []).append(key)
+    return parts
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:2]) + (" ..." if len(keys) > 2 else "")

@@ -1,38 +1,137 @@
 """Reading and writing checkpoint files: no unrestricted unpickling, no half-written output."""
 
 import argparse
+import json
 import os
 import pickle
+import shutil
 import tempfile
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors.torch import load_file as load_safetensors
 
 from detr.errors import InputError
 
+# In a folder of transformers', by preference; those with an index are split into several files.
+WEIGHTS_IN_FOLDER = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
 
-def load_file(path: str) -> dict[str, Any]:
-    """A checkpoint on the CPU, tensors and plain values only.
+# What the pickles of Detectron2's model zoo hold: numpy arrays and plain values.
+_NUMPY = {
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("_codecs", "encode"),
+    ("collections", "OrderedDict"),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+}
+
+
+def load_file(path: str, *, unsafe: bool = False) -> dict[str, Any]:
+    """A checkpoint on the CPU, tensors and plain values only: .pth, .pt, .bin, .pkl (arrays) or .safetensors.
 
     Besides these, the one class allowed is argparse.Namespace, which the authors' training checkpoints
-    hold. Raises InputError for a file that is missing, unreadable, no dict or asks for other classes.
+    hold. ``unsafe`` unpickles whatever a .pth asks for, which runs any code that is in it. Raises
+    InputError for a file that is missing, unreadable, no dict or asks for other classes.
     """
     if not os.path.isfile(path):
         raise InputError(f"the weights file {path} does not exist")
+    if os.path.getsize(path) == 0:
+        raise InputError(f"{path} is empty: it holds no checkpoint")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        content = _reader(path, unsafe)(path)
+    except (pickle.UnpicklingError, _Refused) as error:
         reason = str(error).split("Please file an issue")[0]
         wanted = _between(reason, "GLOBAL ", " was not an allowed")
         detail = f"it asks for the class {wanted}" if wanted else "it is no PyTorch file, or is damaged"
-        raise InputError(f"{path} is refused, because {detail}; only tensors and plain values are loaded") from error
-    except Exception as error:  # torch raises many kinds for files that are not its own
+        raise InputError(
+            f"{path} is refused, because {detail}; only tensors and plain values are loaded (converter.py has "
+            "--unsafe-load for an old file of your own)"
+        ) from error
+    except Exception as error:  # torch and safetensors raise many kinds for files that are not their own
         reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise InputError(f"{path} cannot be read as a PyTorch checkpoint ({reason}): is the file complete?") from error
+        raise InputError(f"{path} cannot be read as a checkpoint ({reason}): is the file complete?") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint's dict")
     return content
+
+
+def _reader(path: str, unsafe: bool) -> Callable[[str], Any]:
+    if path.endswith(".safetensors"):
+        return load_safetensors
+    if path.endswith(".index.json"):
+        return _load_shards
+    if path.endswith(".pkl"):
+        return _load_arrays
+    return _load_unrestricted if unsafe else _load_torch
+
+
+def _load_torch(path: str) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _load_unrestricted(path: str) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _load_shards(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        parts = sorted(set(json.load(file)["weight_map"].values()))
+    content: dict[str, Any] = {}
+    for part in parts:
+        content |= load_file(os.path.join(os.path.dirname(path), os.path.basename(part)))
+    return content
+
+
+class _Refused(Exception):
+    """A pickle asks for a class that is not allowed."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _NUMPY:
+            raise _Refused(f"GLOBAL {module}.{name} was not an allowed class")
+        return super().find_class(module, name)
+
+
+def _load_arrays(path: str) -> Any:
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy 2 on names that older pickles have for its parts
+        return _ArrayUnpickler(file, encoding="latin1").load()
+
+
+def weights_in_folder(folder: str) -> str:
+    """The weights file of a folder that transformers wrote. Raises InputError where there is none."""
+    for name in WEIGHTS_IN_FOLDER:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return path
+    raise InputError(
+        f"the folder {folder} holds no weights: of a folder of transformers' {WEIGHTS_IN_FOLDER[0]} or "
+        f"{WEIGHTS_IN_FOLDER[1]} is read; otherwise name the file in it"
+    )
+
+
+def load_config_json(weights: str) -> dict[str, Any]:
+    """The config.json beside a weights file; {} where there is none. Raises InputError for one that is damaged."""
+    path = os.path.join(os.path.dirname(weights), "config.json")
+    if not os.path.isfile(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): is the file complete?") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds a {type(config).__name__}, not a model's configuration")
+    return config
 
 
 def save_file(content: dict[str, Any], path: str) -> None:
@@ -48,6 +147,23 @@ def save_file(content: dict[str, Any], path: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def save_folder(write: Callable[[str], None], path: str) -> None:
+    """Lets ``write`` fill a folder and puts it in its place in one step, where another one is set aside first."""
+    path = os.path.abspath(path)
+    parent = os.path.dirname(path)
+    os.makedirs(parent, exist_ok=True)
+    temporary = tempfile.mkdtemp(dir=parent, prefix=f".{os.path.basename(path)}.")
+    try:
+        new, old = os.path.join(temporary, "new"), os.path.join(temporary, "old")
+        os.mkdir(new)
+        write(new)
+        if os.path.exists(path):
+            os.replace(path, old)
+        os.replace(new, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _between(text: str, start: str, end: str) -> str:

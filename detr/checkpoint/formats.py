@@ -1,105 +1,212 @@
-"""State-dict maps between checkpoint formats: pure functions on dicts of tensors.
+"""Checkpoint formats met in the wild, and the maps between them: pure functions on dicts of tensors.
 
-    K  classes without no-object, whose row is the last of the class head
-
-Every key of a source is mapped, or is an error that names it.
+``to_detectron2`` and ``from_detectron2`` go from any format to the state dict of a ``Detr`` and back. Every key
+of a source is mapped, is left out for a reason that is told, or is an error that names it.
 """
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
+from detr.checkpoint import names
+from detr.checkpoint.rows import State, num_rows, to_category_ids, to_contiguous
 from detr.errors import InputError
 
-State = dict[str, Tensor]
 
-ORIGINAL_COCO_ROWS = 92  # COCO ids 0..90 as they are, most gaps included, then no-object
+@dataclass(frozen=True)
+class Format:
+    """What a checkpoint may look like."""
 
-_UNCHANGED = r"(transformer|input_proj|query_embed|class_embed|bbox_embed)\..+"
-_RESIDUAL = r"backbone\.0\.body\.layer(\d)\.(\d+)\.(.+)"
-_STEM = r"backbone\.0\.body\.(.+)"
-_POSITION = r"backbone\.1\.((?:row|col)_embed\.weight)"
+    title: str
+    rules: tuple[names.Rule, ...]
+    backbone_only: bool = False
+    separate_projections: bool = False  # attention's query, key and value each on their own
 
 
-def is_original_detection(state: Mapping[str, object]) -> bool:
-    """Whether the keys are those of the authors' detection models."""
-    return "transformer.encoder.layers.0.self_attn.in_proj_weight" in state and any(
-        key.startswith("backbone.0.body.") for key in state
+ORIGINAL = Format("original detection", names.ORIGINAL)
+ORIGINAL_MASKS = Format("original with masks", names.ORIGINAL_MASKS)
+WRAPPER = Format("Detectron2 wrapper of the authors", names.WRAPPER)
+WRAPPER_MASKS = Format("Detectron2 wrapper of the authors, with masks", names.WRAPPER_MASKS)
+TORCHVISION = Format("torchvision ResNet (backbone alone)", names.TORCHVISION, backbone_only=True)
+TRANSFORMERS_TIMM, TRANSFORMERS_RESNET, TRANSFORMERS_TIMM_MASKS, TRANSFORMERS_RESNET_MASKS = (
+    Format(f"transformers {model}, {backbone}", rules, separate_projections=True)
+    for model, backbone, rules in (
+        ("DetrForObjectDetection", "timm's ResNet", names.TRANSFORMERS_TIMM),
+        ("DetrForObjectDetection", "its own ResNet", names.TRANSFORMERS_RESNET),
+        ("DetrForSegmentation", "timm's ResNet", names.TRANSFORMERS_TIMM_MASKS),
+        ("DetrForSegmentation", "its own ResNet", names.TRANSFORMERS_RESNET_MASKS),
     )
+)
+TRANSFORMERS = (TRANSFORMERS_TIMM, TRANSFORMERS_RESNET, TRANSFORMERS_TIMM_MASKS, TRANSFORMERS_RESNET_MASKS)
+RESNET = Format("Detectron2 ResNet (backbone alone)", (("{any}", "backbone.{any}"),), backbone_only=True)
+DETECTRON2 = Format("Detectron2, this project", (("{any}", "{any}"),))
+
+# Keys that hold no weight of the model, and why they are left out.
+_LEFT_OUT = {
+    r".+\.num_batches_tracked": "frozen batch norms count no batches",
+    r"(?:criterion|detr\.criterion)\.empty_weight": "the loss takes it from the config",
+    r"pixel_(?:mean|std)": "the config has them",
+    r"(?:stem\.)?fc\.(?:weight|bias)": "a backbone has no classifier",
+}
 
 
-def original_to_detectron2(state: Mapping[str, Tensor]) -> State:
-    """An original detection model as a state dict of ``Detr``.
+@dataclass
+class Conversion:
+    """A state dict and what was done to get it."""
 
-    A class head of 92 rows (COCO ids) keeps the 80 categories in Detectron2's order and no-object: 81
-    rows. Other sizes are kept. Raises InputError for keys that no rule maps, naming the first ones.
-    """
-    return select_coco_rows(_renamed(state, _original_key, "an original DETR detection model"))
-
-
-def is_torchvision_resnet(state: Mapping[str, object]) -> bool:
-    """Whether the keys are those of a ResNet of torchvision's, with its classifier or without."""
-    return "conv1.weight" in state and "layer1.0.conv1.weight" in state
+    state: State
+    source: Format
+    lines: list[str] = field(default_factory=list)  # what a user should know, a sentence each
 
 
-def torchvision_to_detectron2(state: Mapping[str, Tensor]) -> State:
-    """A torchvision ResNet as the backbone of a ``Detr``; its classifier and batch counters have no place there.
+def recognise(state: Mapping[str, object]) -> Format | None:
+    """The format that the keys speak of; None for those that are no DETR and no ResNet."""
 
-    Raises InputError for keys that no rule maps, naming the first ones.
-    """
-    # Frozen batch norms count no batches.
-    body = {k: v for k, v in state.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
-    return _renamed(body, lambda key: _original_key(f"backbone.0.body.{key}"), "a torchvision ResNet")
+    def has(*starts: str) -> bool:
+        return any(key.startswith(starts) for key in state)
 
-
-def select_coco_rows(state: State) -> State:
-    """92 class rows -> 81; a state dict with another number of rows is returned as it is."""
-    if state["class_embed.bias"].shape[0] != ORIGINAL_COCO_ROWS:
-        return state
-    rows = coco_rows()
-    return state | {key: state[key][rows] for key in ("class_embed.weight", "class_embed.bias")}
-
-
-def coco_rows() -> Tensor:
-    """The rows of the original's 92 that Detectron2's 80 categories and no-object are: (81,) int64."""
-    things = [int(str(category["id"])) for category in COCO_CATEGORIES if category["isthing"]]
-    return torch.tensor([*things, ORIGINAL_COCO_ROWS - 1])
-
-
-def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str | None], what: str) -> State:
-    names = {key: rename(key) for key in state}
-    unknown = [key for key, new in names.items() if new is None]
-    if unknown:
-        raise InputError(f"{len(unknown)} keys are not those of {what}, the first: {', '.join(unknown[:3])}")
-    return {str(names[key]): value for key, value in state.items()}
-
-
-def _original_key(key: str) -> str | None:
-    """The name that ``Detr`` has for a parameter of the original; None where there is none."""
-    if re.fullmatch(_UNCHANGED, key):
-        return key
-    if match := re.fullmatch(_POSITION, key):
-        return f"position_encoding.{match[1]}"
-    if match := re.fullmatch(_RESIDUAL, key):
-        stage, block, rest = match.groups()
-        rest = _torchvision_layer(rest)
-        return rest and f"backbone.res{int(stage) + 1}.{block}.{rest}"
-    if match := re.fullmatch(_STEM, key):
-        rest = _torchvision_layer(match[1])
-        return rest and f"backbone.stem.{rest}"
+    prefix = next((p for p in ("", "detr.") if f"{p}class_labels_classifier.weight" in state), None)
+    if prefix is not None:
+        own = has(f"{prefix}model.backbone.conv_encoder.model.embedder.")
+        if prefix:
+            return TRANSFORMERS_RESNET_MASKS if own else TRANSFORMERS_TIMM_MASKS
+        return TRANSFORMERS_RESNET if own else TRANSFORMERS_TIMM
+    if has("detr.detr.backbone.0.backbone."):
+        return WRAPPER_MASKS
+    if has("detr.backbone.0.backbone."):
+        return WRAPPER
+    if has("detr.backbone.0.body."):
+        return ORIGINAL_MASKS
+    if has("backbone.0.body."):
+        return ORIGINAL
+    if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
+        return TORCHVISION
+    if "stem.conv1.weight" in state and has("res2."):
+        return RESNET
+    if has("backbone.") and "query_embed.weight" in state and "class_embed.weight" in state:
+        return DETECTRON2
     return None
 
 
-def _torchvision_layer(name: str) -> str | None:
-    """``conv1.weight``, ``bn1.bias``, ``downsample.0.weight`` ... in Detectron2's naming."""
-    layer, _, parameter = name.rpartition(".")
-    if layer.startswith("conv"):
-        return name
-    if parameter == "num_batches_tracked":
-        return None
-    if layer.startswith("bn"):
-        return f"conv{layer[2:]}.norm.{parameter}"
-    return {"downsample.0": f"shortcut.{parameter}", "downsample.1": f"shortcut.norm.{parameter}"}.get(layer)
+def to_detectron2(state: Mapping[str, Tensor], *, coco_ids: bool = True) -> Conversion:
+    """The state dict of a ``Detr`` from one in any format.
+
+    coco_ids: whether a class head of 92 or 251 rows counts COCO's category ids; such a head becomes one of
+        81 or 134 rows in Detectron2's order. Other sizes are kept.
+
+    Raises InputError for an unknown format, for keys that no rule maps and for attention projections that
+    lack a part.
+    """
+    source = recognise(state)
+    if source is None:
+        raise InputError(f"in no format that is known here: the first keys are {', '.join(list(state)[:3])}")
+    if source is DETECTRON2:
+        return Conversion(dict(state), source)
+    kept, lines = _without_left_out(state)
+    renamed = _renamed(kept, lambda key: names.translate(key, source.rules), f"the kind {source.title}")
+    if source.separate_projections:
+        renamed = _stack_projections(renamed)
+    contiguous = to_contiguous(renamed) if coco_ids and source not in (WRAPPER, WRAPPER_MASKS) else renamed
+    old, new = num_rows(renamed), num_rows(contiguous)
+    if old != new:
+        lines.append(f"class rows {old} -> {new}: COCO's category ids, in Detectron2's order")
+    return Conversion(contiguous, source, lines)
+
+
+def from_detectron2(state: Mapping[str, Tensor], target: Format) -> Conversion:
+    """The inverse of ``to_detectron2``.
+
+    A class head of 81 or 134 rows becomes one of 92 or 251 that counts COCO's category ids; the rows of ids
+    that COCO does not use never win. Raises InputError for keys that have no name in ``target``.
+    """
+    expanded, lines = to_category_ids(dict(state)), []
+    old, new = num_rows(state), num_rows(expanded)
+    if old != new:
+        lines.append(
+            f"class rows {old} -> {new}: COCO's category ids; the {new - old} rows of unused ids never win (weight "
+            f"0, bias {expanded['class_embed.bias'].min().item():.0f})"
+        )
+    if target.separate_projections:
+        expanded = _split_projections(expanded)
+    what = f"the kind {target.title}, where only ResNets have a place, and pre-norm in the original alone"
+    renamed = _renamed(expanded, lambda key: names.translate(key, target.rules, backwards=True), what)
+    return Conversion(renamed, DETECTRON2, lines)
+
+
+def original_to_detectron2(state: Mapping[str, Tensor]) -> State:
+    return to_detectron2(state).state
+
+
+def target_format(state: Mapping[str, Tensor], to: str, *, timm: bool = False) -> Format:
+    """The format that ``to`` ("detectron2", "original" or "transformers") means for this state dict of a ``Detr``."""
+    masks = any(key.startswith("mask_head.") for key in state)
+    if to == "original":
+        return ORIGINAL_MASKS if masks else ORIGINAL
+    if to == "transformers":
+        if timm:
+            return TRANSFORMERS_TIMM_MASKS if masks else TRANSFORMERS_TIMM
+        return TRANSFORMERS_RESNET_MASKS if masks else TRANSFORMERS_RESNET
+    return DETECTRON2
+
+
+def _without_left_out(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    kept, lines = dict(state), []
+    for pattern, reason in _LEFT_OUT.items():
+        found = [key for key in kept if re.fullmatch(pattern, key)]
+        for key in found:
+            del kept[key]
+        if found:
+            keys = found[0] if len(found) == 1 else f"{len(found)} keys like {found[0]}"
+            lines.append(f"left out: {keys} ({reason})")
+    return kept, lines
+
+
+def _renamed(state: State, rename: Callable[[str], str | None], what: str) -> State:
+    renamed: State = {}
+    unknown = []
+    for key, value in state.items():
+        new = rename(key)
+        if new is None:
+            unknown.append(key)
+        elif new in renamed:
+            raise InputError(f"the key {key} says again what another key of the checkpoint has said: {new}")
+        else:
+            renamed[new] = value
+    if unknown:
+        count = f"{len(unknown)} keys are" if len(unknown) > 1 else "1 key is"
+        raise InputError(f"{count} not of {what}; the first: {', '.join(unknown[:3])}")
+    return renamed
+
+
+def _split_projections(state: State) -> State:
+    """``in_proj_weight`` (3 d, d) and ``in_proj_bias`` (3 d,) as ``q_proj.weight`` (d, d) and so on."""
+    split: State = {}
+    for key, value in state.items():
+        layer, found, parameter = key.partition("in_proj_")
+        if not found:
+            split[key] = value
+            continue
+        for name, part in zip("qkv", value.chunk(3), strict=True):
+            split[f"{layer}{name}_proj.{parameter}"] = part.clone()  # a view would be saved with all three
+    return split
+
+
+def _stack_projections(state: State) -> State:
+    """The inverse of ``_split_projections``. Raises InputError where one of the three is missing."""
+    stacked: State = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"(.+\.)([qkv])_proj\.(weight|bias)", key)
+        if not match:
+            stacked[key] = value
+            continue
+        layer, _, parameter = match.groups()
+        new = f"{layer}in_proj_{parameter}"
+        if new not in stacked:
+            parts = [state.get(f"{layer}{name}_proj.{parameter}") for name in "qkv"]
+            if any(part is None for part in parts):
+                raise InputError(f"{layer}: of the query, key and value projections ({parameter}) one is missing")
+            stacked[new] = torch.cat([part for part in parts if part is not None])
+    return stacked

@@ -1,6 +1,7 @@
 """The models that the authors released: where they lie, and what was published for them."""
 
 import difflib
+import os
 from dataclasses import dataclass
 
 from detr.errors import InputError
@@ -20,9 +21,20 @@ class ZooModel:
     num_classes: int = 80  # without no-object
 
     @property
+    def dc5(self) -> bool:
+        """Whether res5 is dilated."""
+        return "DC5" in self.name
+
+    @property
     def hash_prefix(self) -> str:
         """The first digits of the file's SHA-256, which end its name."""
         return hash_in_name(self.url)
+
+
+def released_file(path: str) -> ZooModel | None:
+    """The released model whose weights file has the name of this one."""
+    name = os.path.basename(path)
+    return next((model for model in RELEASED.values() if model.url.endswith(f"/{name}")), None)
 
 
 def hash_in_name(url: str) -> str:

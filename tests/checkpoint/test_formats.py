@@ -1,7 +1,11 @@
+"""The maps on their own; tests/parity/test_conversion.py holds them against the authors' code and transformers."""
+
 import pytest
 import torch
 
-from detr.checkpoint.formats import coco_rows, is_original_detection, original_to_detectron2
+from detr.checkpoint import formats
+from detr.checkpoint.formats import from_detectron2, recognise, target_format, to_detectron2
+from detr.checkpoint.rows import NEVER, PANOPTIC, THINGS, coco_rows
 from detr.errors import InputError
 from tests.parity.oracle import build_original, original_checkpoint
 
@@ -11,19 +15,22 @@ def original():
     return original_checkpoint(build_original("detr_R_50")[0])["model"]
 
 
-def test_class_rows_are_the_categories_that_coco_uses():
-    """80 ids between 1 and 90, then no-object; 12, 26, 29, 30 ... are COCO's gaps."""
-    rows = coco_rows().tolist()
-    assert len(rows) == 81
-    assert rows == sorted(rows)
-    assert rows[:3] == [1, 2, 3]
-    assert rows[-2:] == [90, 91]
-    assert not {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83} & set(rows)
+@pytest.fixture(scope="module")
+def ours(original):
+    return to_detectron2(original).state
 
 
-def test_every_tensor_arrives_once_and_unchanged(original):
-    converted = original_to_detectron2(original)
-    assert len(converted) == len(original)
+@pytest.fixture(scope="module")
+def wrapped(ours):
+    """As the authors' wrapper names it: their DETR with Detectron2's backbone inside, below `detr`."""
+    body = {
+        f"detr.backbone.0.{key}": value for key, value in ours.items() if key.startswith("backbone.")
+    }  # detr.backbone.0.backbone.stem ...
+    return body | {f"detr.{key}": value for key, value in ours.items() if not key.startswith("backbone.")}
+
+
+def test_every_tensor_arrives_once_and_unchanged(original, ours):
+    assert len(ours) == len(original)
     pairs = {
         "backbone.0.body.conv1.weight": "backbone.stem.conv1.weight",
         "backbone.0.body.bn1.running_var": "backbone.stem.conv1.norm.running_var",
@@ -35,22 +42,111 @@ def test_every_tensor_arrives_once_and_unchanged(original):
         "query_embed.weight": "query_embed.weight",
     }
     for old, new in pairs.items():
-        assert torch.equal(converted[new], original[old])
-    assert torch.equal(converted["class_embed.weight"], original["class_embed.weight"][coco_rows()])
+        assert torch.equal(ours[new], original[old])
+    assert torch.equal(ours["class_embed.weight"], original["class_embed.weight"][coco_rows(THINGS)])
 
 
 def test_another_number_of_classes_is_kept(original):
     own = original | {"class_embed.weight": torch.randn(8, 256), "class_embed.bias": torch.randn(8)}
-    assert torch.equal(original_to_detectron2(own)["class_embed.bias"], own["class_embed.bias"])
+    assert torch.equal(to_detectron2(own).state["class_embed.bias"], own["class_embed.bias"])
 
 
-@pytest.mark.parametrize("key", ["mask_head.lay1.weight", "backbone.0.body.layer1.0.gn1.weight", "optimizer"])
+def test_ninety_one_classes_of_another_data_set_are_kept(original):
+    assert len(to_detectron2(original, coco_ids=False).state["class_embed.bias"]) == 92
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "mask_head.lay1.weight",
+        "backbone.0.body.layer1.0.gn1.weight",
+        "transformer.encoder.layers.0.extra.weight",
+        "query_embed.scale",
+        "optimizer",
+    ],
+)
 def test_a_key_without_a_rule_is_named(original, key):
-    with pytest.raises(InputError, match=f"1 keys are not .* the first: {key}"):
-        original_to_detectron2(original | {key: torch.zeros(1)})
+    with pytest.raises(InputError, match=f"1 key is not of the kind original detection; the first: {key}"):
+        to_detectron2(original | {key: torch.zeros(1)})
 
 
-def test_formats_are_told_apart(original):
-    assert is_original_detection(original)
-    assert not is_original_detection(original_to_detectron2(original))
-    assert not is_original_detection({})
+def test_a_key_without_a_name_in_the_target_is_named(ours):
+    pre_norm = ours | {"transformer.encoder.norm.weight": torch.ones(256)}
+    assert "transformer.encoder.norm.weight" in from_detectron2(pre_norm, formats.ORIGINAL).state
+    with pytest.raises(InputError, match=r"the first: transformer\.encoder\.norm\.weight"):
+        from_detectron2(pre_norm, formats.TRANSFORMERS_TIMM)
+    with pytest.raises(InputError, match=r"the first: backbone\.bottom_up\.stem"):
+        from_detectron2(ours | {"backbone.bottom_up.stem.conv1.weight": torch.ones(1)}, formats.ORIGINAL)
+
+
+def test_what_is_left_out_is_told(original):
+    conversion = to_detectron2(original | {"backbone.0.body.bn1.num_batches_tracked": torch.tensor(5)})
+    assert len(conversion.state) == len(original)
+    assert any("left out: backbone.0.body.bn1.num_batches_tracked" in line for line in conversion.lines)
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
+def test_the_wrapper_is_understood(ours, wrapped, masks):
+    if masks:
+        wrapped = {f"detr.{key}": value for key, value in wrapped.items()}
+        wrapped |= {"detr.bbox_attention.q_linear.bias": torch.ones(256), "detr.mask_head.lay1.bias": torch.ones(264)}
+    conversion = to_detectron2(wrapped | {"criterion.empty_weight": torch.ones(81)})
+    assert conversion.source is (formats.WRAPPER_MASKS if masks else formats.WRAPPER)
+    assert conversion.state.keys() - ours.keys() == (
+        {"mask_head.attention.q_linear.bias", "mask_head.lay1.bias"} if masks else set()
+    )
+    assert all(torch.equal(conversion.state[key], value) for key, value in ours.items())
+    assert [line for line in conversion.lines if "criterion.empty_weight" in line]
+
+
+def test_formats_are_told_apart(original, ours, wrapped):
+    assert recognise(original) is formats.ORIGINAL
+    assert recognise({f"detr.{key}": 0 for key in original}) is formats.ORIGINAL_MASKS
+    assert recognise(ours) is formats.DETECTRON2
+    assert recognise(wrapped) is formats.WRAPPER
+    assert recognise({key.removeprefix("backbone."): 0 for key in ours}) is formats.RESNET
+    assert recognise({key.removeprefix("backbone.0.body."): 0 for key in original}) is formats.TORCHVISION
+    for name in ("TRANSFORMERS_TIMM", "TRANSFORMERS_RESNET"):
+        target = getattr(formats, name)
+        assert recognise(from_detectron2(ours, target).state) is target
+        masks = getattr(formats, f"{name}_MASKS")
+        assert (
+            recognise(from_detectron2(ours | {"mask_head.lay1.bias": ours["class_embed.bias"]}, masks).state) is masks
+        )
+    assert recognise({}) is None
+    assert recognise({"head.weight": 0}) is None
+    with pytest.raises(InputError, match=r"no format that is known here: the first keys are head\.weight"):
+        to_detectron2({"head.weight": torch.ones(1)})
+
+
+@pytest.mark.parametrize("num_classes", [THINGS, PANOPTIC, 7])
+@pytest.mark.parametrize("to", ["original", "transformers"])
+@pytest.mark.parametrize("timm", [False, True])
+def test_there_and_back_is_the_identity(ours, num_classes, to, timm):
+    rows = {"class_embed.weight": torch.randn(num_classes + 1, 256), "class_embed.bias": torch.randn(num_classes + 1)}
+    start = ours | rows
+    conversion = from_detectron2(start, target_format(start, to, timm=timm))
+    assert bool(conversion.lines) == (num_classes != 7)
+    back = to_detectron2(conversion.state).state
+    assert back.keys() == start.keys()
+    assert all(torch.equal(back[key], start[key]) for key in start)
+
+
+@pytest.mark.parametrize(("num_classes", "num_rows"), [(THINGS, 92), (PANOPTIC, 251)])
+def test_filled_rows_never_win(ours, num_classes, num_rows):
+    rows = {"class_embed.weight": torch.randn(num_classes + 1, 256), "class_embed.bias": torch.randn(num_classes + 1)}
+    state = from_detectron2(ours | rows, formats.ORIGINAL).state
+    assert state["class_embed.bias"].shape == (num_rows,)
+    logits = torch.randn(50, 256) @ state["class_embed.weight"].T + state["class_embed.bias"]
+    unused = torch.ones(num_rows, dtype=torch.bool)
+    unused[coco_rows(num_classes)] = False
+    assert unused.sum() == num_rows - num_classes - 1
+    assert (state["class_embed.bias"][unused] == NEVER).all()
+    assert (logits.softmax(-1)[:, unused] == 0).all()
+
+
+def test_a_projection_that_lacks_a_part_is_named(ours):
+    state = from_detectron2(ours, formats.TRANSFORMERS_RESNET).state
+    del state["model.decoder.layers.2.encoder_attn.k_proj.bias"]
+    with pytest.raises(InputError, match=r"decoder\.layers\.2\.multihead_attn\.: of the query, key and value"):
+        to_detectron2(state)

@@ -8,25 +8,20 @@ The oracle is run, never read from: everything here rests on its signatures and 
 Shapes: Q queries, K classes of the head without no-object, (H, W) pixels, M ground truths of an image.
 """
 
-import argparse
 import functools
-import importlib
-import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detr.engine.original_code import Original, build, load_original
+
 ORACLE_ROOT = Path(__file__).resolve().parents[2] / ".oracle"
-ORACLE_PACKAGES = ("models", "util", "datasets")
-BACKBONES = {"detr_R_50": "resnet50", "detr_R_101": "resnet101"}  # and both with _DC5
 COCO_CLASSES = 91  # the original's heads count COCO category ids: 0..90 for boxes,
 PANOPTIC_CLASSES = 250  # 0..249 for panoptic; the row after them is no-object
 DROPPED_BIAS = -100.0  # exp() of it vanishes beside lively logits (|logit| < 20) in a float32 softmax
@@ -35,92 +30,21 @@ CALIBRATION_IMAGES = 4
 
 @functools.cache
 def load_oracle() -> types.SimpleNamespace:
-    """Import the oracle once, and leave `sys.path`, `sys.modules` and torchvision as they were.
-
-    Returns all its classes and functions by name, and its modules `box_ops` and `transforms`.
-    """
+    """All its classes and functions by name, and its modules `box_ops` and `transforms`."""
     if not (ORACLE_ROOT / "models").is_dir():
         raise FileNotFoundError(f"no oracle in {ORACLE_ROOT}: run `make test` (installs the oracle)")
-    with _importable_oracle():
-        for name in ("models", "datasets.coco"):  # these import all the others
-            importlib.import_module(name)
-        modules = {n: m for n, m in sys.modules.items() if n.split(".")[0] in ORACLE_PACKAGES}
-    oracle, stand_in = types.SimpleNamespace(), _old_torchvision()
-    for name, module in modules.items():
-        if getattr(module, "torchvision", None) is torchvision:
-            module.torchvision = stand_in  # type: ignore[attr-defined]
-        if name not in ("util.box_ops", "datasets.transforms"):
-            own = {n: v for n, v in vars(module).items() if getattr(v, "__module__", None) == name}
-            vars(oracle).update(own)
-    oracle.box_ops, oracle.transforms = modules["util.box_ops"], modules["datasets.transforms"]
-    return oracle
-
-
-@contextmanager
-def _importable_oracle() -> Iterator[None]:
-    """Inside, the oracle's top-level `models`, `util` and `datasets` win over any others of that name."""
-    path, version = list(sys.path), torchvision.__version__
-    others = _pop_packages()
-    sys.path.insert(0, str(ORACLE_ROOT))
-    torchvision.__version__ = "0.9.0"  # "0.29.1"[:3] reads as 0.2, older than anything it supports
-    try:
-        yield
-    finally:
-        torchvision.__version__ = version
-        sys.path[:] = path
-        _pop_packages()
-        sys.modules.update(others)
-
-
-def _pop_packages() -> dict[str, types.ModuleType]:
-    names = [name for name in sys.modules if name.split(".")[0] in ORACLE_PACKAGES]
-    return {name: sys.modules.pop(name) for name in names}
-
-
-def _old_torchvision() -> types.SimpleNamespace:
-    """torchvision as the oracle expects it: a version it can compare, and ResNets without downloads."""
-
-    def resnet(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
-        return getattr(torchvision.models, name)(weights=None, **options)
-
-    resnets = {name: functools.partial(resnet, name) for name in BACKBONES.values()}
-    changes = {"__version__": "0.9.0", "models": types.SimpleNamespace(**resnets)}
-    return types.SimpleNamespace(**{**vars(torchvision), **changes})
-
-
-Original = tuple[Any, Any, dict[str, Any]]  # model, criterion, postprocessors: nn.Module, untyped
-
-# What the original's builders read, with its command line's defaults. Its losses and matching costs
-# carry the paper's weights; lr_backbone above zero only means that res3 to res5 are trained.
-_DEFAULTS: dict[str, Any] = {
-    **{"hidden_dim": 256, "nheads": 8, "dim_feedforward": 2048, "enc_layers": 6, "dec_layers": 6},
-    **{"num_queries": 100, "dropout": 0.1, "pre_norm": False, "position_embedding": "sine"},
-    **{"masks": False, "aux_loss": True, "frozen_weights": None, "lr_backbone": 1e-5, "device": "cpu"},
-    **{"set_cost_class": 1, "set_cost_bbox": 5, "set_cost_giou": 2, "eos_coef": 0.1},
-    **{"bbox_loss_coef": 5, "giou_loss_coef": 2, "mask_loss_coef": 1, "dice_loss_coef": 1},
-}
+    return load_original(ORACLE_ROOT)
 
 
 def build_original(name: str, *, num_classes: int = COCO_CLASSES, seed: int = 0, **options: Any) -> Original:
     """The original (model, criterion, postprocessors) with its own random weights, in eval mode.
 
-    `num_classes=250` gives the panoptic variant; `options` override any of `_DEFAULTS`.
+    `num_classes=250` gives the panoptic variant; `options` override the original's defaults.
     """
-    if unknown := options.keys() - _DEFAULTS.keys():
-        raise TypeError(f"the original has no options {sorted(unknown)}")
-    oracle = load_oracle()
-    backbone = BACKBONES[name.removesuffix("_DC5")]
-    dataset = "coco_panoptic" if num_classes == PANOPTIC_CLASSES else "coco"
-    args = argparse.Namespace(**{**_DEFAULTS, **options}, backbone=backbone, dataset_file=dataset)
-    args.dilation = name.endswith("_DC5")
+    depth, dilation = int(name.removesuffix("_DC5").rpartition("_")[2]), name.endswith("_DC5")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, criterion, postprocessors = oracle.build_model(args)
-        if num_classes not in (COCO_CLASSES, PANOPTIC_CLASSES):
-            detector(model).class_embed = nn.Linear(args.hidden_dim, num_classes + 1)
-            rest = (criterion.matcher, criterion.weight_dict, criterion.eos_coef, criterion.losses)
-            criterion = oracle.SetCriterion(num_classes, *rest)
-    return model.eval(), criterion.eval(), postprocessors
+        return build(load_oracle(), depth=depth, dilation=dilation, num_classes=num_classes, **options)
 
 
 def lively_original(name: str, *, seed: int = 0, **options: Any) -> Original:

@@ -11,7 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from detr.checkpoint.formats import coco_rows, original_to_detectron2
+from detr.checkpoint.formats import to_detectron2
+from detr.checkpoint.rows import THINGS, coco_rows
 from detr.engine.setup import load_config
 from detr.modeling.matcher import Targets
 from detr.modeling.meta_arch import Detr
@@ -50,7 +51,7 @@ def make_pair(name: str, **options: Any) -> Pair:
 
 def converted(original: nn.Module, cfg: CfgNode) -> Detr:
     model = build_model(cfg)
-    model.load_state_dict(original_to_detectron2(original_checkpoint(original)["model"]))
+    model.load_state_dict(to_detectron2(original_checkpoint(original)["model"]).state)
     return model.eval()
 
 
@@ -61,13 +62,14 @@ def image_batch(sizes: list[tuple[int, int]], dtype: torch.dtype = torch.float64
 
 def run_ours(model: Detr, images: list[Tensor]) -> tuple[Tensor, Tensor]:
     """logits (L, N, Q, K + 1) and boxes (L, N, Q, 4) of all decoder layers."""
-    return model.predict(ImageList.from_tensors(images), all_layers=True)
+    outputs = model.predict(ImageList.from_tensors(images), all_layers=True)
+    return outputs.logits, outputs.boxes
 
 
 def all_layers(outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The original's outputs stacked as ours are, with the class rows that ours has."""
     layers = [*outputs["aux_outputs"], outputs]
-    logits = torch.stack([layer["pred_logits"] for layer in layers])[..., coco_rows()]
+    logits = torch.stack([layer["pred_logits"] for layer in layers])[..., coco_rows(THINGS)]
     return logits, torch.stack([layer["pred_boxes"] for layer in layers])
 
 
@@ -79,6 +81,6 @@ def random_targets(sizes: list[int], seed: int = 0) -> tuple[Targets, list[dict[
     centers = torch.rand(total, 2, generator=generator) * 0.6 + 0.2
     extents = torch.rand(total, 2, generator=generator) * 0.35 + 0.01
     boxes = torch.cat([centers, extents], dim=1)
-    coco_ids = coco_rows()[labels]
+    coco_ids = coco_rows(THINGS)[labels]
     theirs = original_targets([x.tolist() for x in coco_ids.split(sizes)], list(boxes.split(sizes)))
     return Targets(labels, boxes, sizes), theirs

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.structures import ImageList
 
-from detr.checkpoint.formats import original_to_detectron2
+from detr.checkpoint.formats import to_detectron2
 from detr.modeling.backbone import padding_mask
 from tests.parity.oracle import build_original, load_oracle, run_original
 from tests.parity.pairs import (
@@ -119,12 +119,12 @@ def test_gradients_of_all_parameters():
     criterion = copy.deepcopy(pair.criterion).double()
     losses, weights = criterion(run_original(original, images), original_targets), criterion.weight_dict
     sum(losses[key] * weights[key] for key in losses if key in weights).backward()
-    expected = original_to_detectron2(
+    expected = to_detectron2(
         {
             name: p.grad if p.grad is not None else torch.zeros_like(p)
             for name, p in original.state_dict(keep_vars=True).items()
         }
-    )
+    ).state
 
     sum(ours.criterion(*run_ours(ours, images), targets)[0].values()).backward()
     # The first decoder layer's self-attention sees zeros only: its true gradient is 0, and both have rounding alone.

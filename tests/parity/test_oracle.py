@@ -9,6 +9,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from detr.engine.original_code import PACKAGES, load_original
 from tests.parity import oracle
 
 
@@ -19,6 +20,7 @@ def lively_model(request: pytest.FixtureRequest) -> Any:
 
 def test_loading_leaves_no_trace() -> None:
     path, version, modules = list(sys.path), torchvision.__version__, _oracle_names()
+    load_original.cache_clear()
     oracle.load_oracle.cache_clear()
     oracle.build_original("detr_R_50", enc_layers=1, dec_layers=1)
     assert sys.path == path
@@ -27,7 +29,7 @@ def test_loading_leaves_no_trace() -> None:
 
 
 def _oracle_names() -> dict[str, int]:
-    return {n: id(m) for n, m in sys.modules.items() if n.split(".")[0] in oracle.ORACLE_PACKAGES}
+    return {n: id(m) for n, m in sys.modules.items() if n.split(".")[0] in PACKAGES}
 
 
 def test_a_missing_oracle_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,158 @@
+"""From a checkpoint in any format to a file in another one, with a report."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from urllib.error import URLError
+
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from detr.checkpoint.architecture import Facts, architecture
+from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_file
+from detr.checkpoint.formats import Format, from_detectron2, target_format
+from detr.checkpoint.paths import ZOO
+from detr.checkpoint.released import RELEASED
+from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, State, fit, num_rows
+from detr.checkpoint.source import NOTE, Source, read
+from detr.checkpoint.transformers_folder import check_transformers, save_transformers
+from detr.errors import InputError
+
+TARGETS = ("detectron2", "original", "transformers")
+BACKBONES = ("resnet", "timm")  # transformers' own ResNet, or timm's
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for."""
+
+    source: str  # file, folder, URL, name of a released model, torchvision://NAME
+    output: str  # a file; for transformers a folder
+    to: str = "detectron2"  # one of TARGETS
+    num_classes: int | None = None  # another number than the source's, without no-object
+    num_queries: int | None = None
+    backbone: str | None = None  # for transformers, one of BACKBONES; None: its own where that can run the model
+    dc5: bool = False  # the weights are of a DC5 model, which the tensors do not tell
+    overwrite: bool = False
+    unsafe: bool = False  # unpickle without restriction
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done: for the user a table, and for a check of the output what it takes."""
+
+    rows: list[tuple[str, str]]
+    source: Source
+    facts: Facts
+    target: Format
+    output: str  # the weights file; for transformers in its folder
+
+
+def convert(request: Request) -> Report:
+    """Reads, maps and writes. Raises InputError for whatever is wrong with the source, before anything is written."""
+    if os.path.exists(request.output) and not request.overwrite:
+        raise InputError(f"{request.output} exists: name another --output_model, or add --overwrite")
+    source = read(local_path(request.source), unsafe=request.unsafe)
+    _check_output(source.path, request.output, is_folder=request.to == "transformers")
+    # Between programs that both count COCO's ids, class rows stay as they are.
+    keep_ids = request.to != "detectron2" and request.num_classes is None
+    conversion = source.to_detectron2(keep_ids=keep_ids)
+    facts = source.facts.or_else(Facts(dilation=True)) if request.dc5 else source.facts
+    if conversion.source.backbone_only and (request.to != "detectron2" or request.num_classes or request.num_queries):
+        raise InputError(f"{request.source} is a backbone alone: it has neither classes nor queries, and no other form")
+    state, resized = _resized(conversion.state, request.num_classes, request.num_queries)
+    lines = [*conversion.lines, *resized]
+
+    timm = request.backbone == "timm" or (request.backbone is None and bool(facts.dilation))
+    target = target_format(state, request.to, timm=timm)
+    if request.to == "detectron2":
+        written, output = state, request.output
+        known = {key: value for key, value in vars(facts).items() if value is not None}
+        save_file({"model": state, **({NOTE: known} if known else {})}, output)
+    else:
+        back = from_detectron2(state, target)
+        written, output = back.state, request.output
+        lines += back.lines
+        if request.to == "original":
+            save_file({"model": written}, output)
+        else:
+            sizes = architecture(state, facts)
+            check_transformers(sizes, timm=timm)
+            save_transformers(written, sizes, timm=timm, path=output)
+            output = os.path.join(output, WEIGHTS_IN_FOLDER[0])
+    rows = [
+        ("source", source.path),
+        ("format", conversion.source.title),
+        ("keys mapped", f"{len(source.state)} -> {len(written)}"),
+        *(("note", line) for line in lines),
+        ("DC5", _dilation(facts, conversion.source)),
+        ("output", f"{output} ({target.title})"),
+        ("size", f"{os.path.getsize(output) / 2**20:.1f} MiB"),
+        ("SHA-256", _sha256(output)),
+    ]
+    return Report(rows, source, facts, target, output)
+
+
+def local_path(source: str) -> str:
+    """A file or folder here: the source itself, or what a URL or the name of released weights stands for.
+
+    Raises InputError for what is not there or cannot be downloaded.
+    """
+    if os.path.exists(source):
+        return source
+    if source in RELEASED:
+        source = ZOO + source
+    if "://" not in source:
+        raise InputError(
+            f"{source} is neither a file nor a folder here, nor the name of released weights: {', '.join(RELEASED)}"
+        )
+    try:
+        return str(PathManager.get_local_path(source))
+    except URLError as error:
+        raise InputError(
+            f"cannot download {source} ({error.reason}): check the network, or fetch the file by other means and "
+            "name it in --source_model"
+        ) from error
+
+
+def _check_output(source: str, output: str, *, is_folder: bool) -> None:
+    if os.path.exists(output):
+        inside = os.path.realpath(source) + os.sep
+        if os.path.samefile(source, output) or inside.startswith(os.path.realpath(output) + os.sep):
+            raise InputError(f"--output_model {output} is the source, or holds it: name another place")
+        if os.path.isdir(output) != is_folder:
+            kind = "a folder" if is_folder else "a file"
+            raise InputError(f"--output_model {output} is there and is not {kind}, which is what is to be written")
+        if is_folder and not os.path.isfile(os.path.join(output, "config.json")):
+            raise InputError(f"--output_model {output} is a folder that transformers did not write: name another one")
+
+
+def _resized(state: State, num_classes: int | None, num_queries: int | None) -> tuple[State, list[str]]:
+    """Rows that are new have the values that a new model would have, always the same ones."""
+    if num_classes is None and num_queries is None:
+        return state, []
+    rows = num_rows(state) if num_classes is None else num_classes + 1
+    queries, d = state[QUERY_KEY].shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = nn.Linear(d, rows)
+        embedding = nn.Embedding(queries if num_queries is None else num_queries, d)
+    values = (head.weight.detach(), head.bias.detach())
+    return fit(state, {**dict(zip(CLASS_KEYS, values, strict=True)), QUERY_KEY: embedding.weight.detach()})
+
+
+def _dilation(facts: Facts, source: Format) -> str:
+    if source.backbone_only:
+        return "a backbone serves both"
+    if facts.dilation is None:
+        return "not told by the source, taken as no; --dc5 says otherwise"
+    return "yes" if facts.dilation else "no"
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""From a file in any format to tensors of known kind, checked, with what the file tells beside them."""
+
+import argparse
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from torch import Tensor
+
+from detr.checkpoint.architecture import Facts
+from detr.checkpoint.files import load_config_json, load_file, weights_in_folder
+from detr.checkpoint.formats import TRANSFORMERS, Conversion, Format, recognise, to_detectron2
+from detr.checkpoint.released import released_file
+from detr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+NOTE = "detr"  # the key under which the converter leaves what the tensors do not tell
+
+
+@dataclass
+class Source:
+    """A checkpoint as it was read."""
+
+    path: str  # of the weights file
+    state: dict[str, Tensor]
+    format: Format | None  # None: no DETR and no ResNet
+    facts: Facts
+    coco_ids: bool  # a class head of 92 or 251 rows counts COCO's category ids
+    rest: dict[str, Any] = field(default_factory=dict)  # what the file holds beside the state dict
+
+    def to_detectron2(self, *, keep_ids: bool = False) -> Conversion:
+        """With ``keep_ids``, class rows stay as they are.
+
+        Raises InputError, with the file's name, where the file is no DETR or has keys without a place.
+        """
+        try:
+            return to_detectron2(self.state, coco_ids=self.coco_ids and not keep_ids)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
+
+
+def read(path: str, *, unsafe: bool = False) -> Source:
+    """Reads a weights file, or a folder that transformers wrote; ``unsafe`` as in ``load_file``.
+
+    Raises InputError for a file that cannot be read, and for weights that are no tensors or not finite.
+    """
+    if os.path.isdir(path):
+        path = weights_in_folder(path)
+    content = load_file(path, unsafe=unsafe)
+    key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
+    raw = content if key is None else content[key]
+    rest = {} if key is None else {name: value for name, value in content.items() if name != key}
+    state = _checked(path, raw)
+    source = recognise(state)
+    config = load_config_json(path) if source in TRANSFORMERS else {}
+    facts = _facts(path, rest, config)
+    return Source(path, state, source, facts, _counts_coco_ids(config), rest)
+
+
+def _checked(path: str, raw: Mapping[Any, Any]) -> dict[str, Tensor]:
+    if not raw:
+        raise InputError(f"{path} holds no weights: its state dict is empty")
+    state: dict[str, Tensor] = {}
+    for key, value in raw.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise InputError(f"{path} holds a {type(value).__name__} under {key!r}, where a tensor belongs")
+        # DistributedDataParallel puts this before every name.
+        state[key.removeprefix("module.")] = value
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{path} holds NaN or infinity in {len(broken)} of its {len(state)} tensors, the first: "
+            f"{', '.join(broken[:3])}; a training that diverged? Take an earlier checkpoint"
+        )
+    return state
+
+
+def _facts(path: str, rest: Mapping[str, Any], config: Mapping[str, Any]) -> Facts:
+    released = released_file(path)
+    if released is not None:
+        return Facts(dilation=released.dc5, heads=8)
+    args, note = rest.get("args"), rest.get(NOTE)
+    if isinstance(note, Mapping):
+        return Facts(dilation=note.get("dilation"), heads=note.get("heads"))
+    if isinstance(args, argparse.Namespace):  # of the authors' training
+        return Facts(dilation=getattr(args, "dilation", None), heads=getattr(args, "nheads", None))
+    if config:
+        return Facts(dilation=_dilation(config), heads=config.get("encoder_attention_heads"))
+    return Facts()
+
+
+def _dilation(config: Mapping[str, Any]) -> bool:
+    """transformers has had several places for it."""
+    backbone = config.get("backbone_config") or {}
+    strides = (backbone.get("output_stride"), (config.get("backbone_kwargs") or {}).get("output_stride"))
+    return bool(config.get("dilation")) or 16 in strides
+
+
+def _counts_coco_ids(config: Mapping[str, Any]) -> bool:
+    """Whether the names in a config.json are COCO's at COCO's ids; without names, it is taken for granted."""
+    names = {int(key): str(name) for key, name in (config.get("id2label") or {}).items()}
+    if all(name == f"LABEL_{key}" for key, name in names.items()):
+        return True
+    coco = {int(str(category["id"])): category["name"] for category in COCO_CATEGORIES if category["isthing"]}
+    return sum(names.get(key) == name for key, name in coco.items()) > len(coco) / 2
