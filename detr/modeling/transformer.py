@@ -136,6 +136,7 @@ class Transformer(nn.Module):
         super().__init__()
         sizes = (d, heads, feedforward, dropout, pre_norm)
         self.d = d
+        self.heads = heads
         self.encoder = Encoder(
             [EncoderLayer(*sizes) for _ in range(encoder_layers)], nn.LayerNorm(d) if pre_norm else None
         )
