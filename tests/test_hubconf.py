@@ -47,7 +47,7 @@ def test_torch_hub_loads_a_panoptic_model(cache):
     model = torch.hub.load(str(ROOT), "detr_resnet50_panoptic", source="local")
     with torch.no_grad():
         (output,) = model([make_input([], [])])
-    assert output["panoptic_seg"][0].shape == (96, 128)
+    assert output["instances"].pred_masks.shape == (100, 96, 128)
 
 
 def test_torch_hub_finds_what_it_depends_on():
