@@ -26,7 +26,7 @@ def add_detr_config(cfg: CN) -> None:
     cfg.MODEL.DETR.ENC_LAYERS = 6
     cfg.MODEL.DETR.DEC_LAYERS = 6
     cfg.MODEL.DETR.PRE_NORM = False  # True: LayerNorm before each sublayer, and after the encoder
-    cfg.MODEL.DETR.HIDDEN_DIM = 256  # d; divisible by NHEADS, even (half for each image axis)
+    cfg.MODEL.DETR.HIDDEN_DIM = 256  # d; divisible by NHEADS, by 4 (half for each image axis), by 16 with masks
     cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 100  # N; an image with more objects loses the surplus
 
     # A trained box DETR to start from when masks are trained (the wrapper's second stage).

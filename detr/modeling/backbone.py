@@ -1,5 +1,7 @@
 """The backbone adapter: any Detectron2 backbone gives the feature map and its padding mask."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -10,9 +12,17 @@ from torch import Tensor
 
 from detr.errors import InputError
 
+RESNET_STAGES = ("res2", "res3", "res4", "res5")
+PYRAMID_STRIDES = (16, 8, 4)  # of the maps that the mask head reads: res4, res3, res2
+
 
 def build_detr_backbone(cfg: CfgNode) -> Backbone:
-    """Builds ``cfg.MODEL.BACKBONE.NAME``, and gives a dilated ResNet the original's dilation."""
+    """Builds ``cfg.MODEL.BACKBONE.NAME``, and gives a dilated ResNet the original's dilation.
+
+    With masks, a ResNet gives the stages below its last one too, whether ``OUT_FEATURES`` lists them or not.
+    """
+    if cfg.MODEL.MASK_ON:
+        cfg = _with_lower_stages(cfg)
     backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2 and "res5" in backbone.stage_names:
         _undilate_first_block(backbone)
@@ -30,19 +40,30 @@ def _undilate_first_block(backbone: ResNet) -> None:
     conv.padding = (1, 1)
 
 
-def freeze_unused(backbone: Backbone, feature: str) -> None:
-    """Freezes what does not feed ``feature``, as the other levels of a pyramid.
+def _with_lower_stages(cfg: CfgNode) -> CfgNode:
+    listed = cfg.MODEL.RESNETS.OUT_FEATURES
+    deepest = max(set(RESNET_STAGES) & set(listed), default="")
+    stages = [stage for stage in RESNET_STAGES if stage <= deepest]
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.RESNETS.OUT_FEATURES = [*(name for name in listed if name not in stages), *stages]
+    return cfg
+
+
+def freeze_unused(backbone: Backbone, features: Sequence[str]) -> None:
+    """Freezes what feeds none of ``features``, as the other levels of a pyramid.
 
     Distributed training waits for the gradient of every trainable parameter, and would wait for theirs for ever.
     """
     side = 4 * max(backbone.size_divisibility, 32)
     training = backbone.training
     with torch.enable_grad():
-        output = backbone.eval()(torch.zeros(1, 3, side, side))[feature]  # statistics of norms stay as they are
+        outputs = backbone.eval()(torch.zeros(1, 3, side, side))  # in evaluation, statistics of norms stay
+        total = sum(outputs[name].sum() for name in features)
     backbone.train(training)
     trainable = [p for p in backbone.parameters() if p.requires_grad]
     if trainable:
-        gradients = torch.autograd.grad(output.sum(), trainable, allow_unused=True)
+        gradients = torch.autograd.grad(total, trainable, allow_unused=True)
         for parameter, gradient in zip(trainable, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
 
@@ -59,6 +80,27 @@ def choose_feature(backbone: Backbone, name: str) -> str:
             'or "" for the last'
         )
     return name or features[-1]
+
+
+def choose_pyramid(backbone: Backbone, in_feature: str) -> tuple[str, str, str]:
+    """The features that the mask head joins, of strides 16, 8 and 4: masks come out at stride 4.
+
+    Where two have one stride, as res4 and res5 under DC5, it is not ``in_feature``. Raises InputError where the
+    backbone lacks one.
+    """
+    names = {}
+    for name, shape in backbone.output_shape().items():
+        if name != in_feature or shape.stride not in names:
+            names[shape.stride] = name
+    missing = [stride for stride in PYRAMID_STRIDES if stride not in names]
+    if missing:
+        given = ", ".join(f"{name} ({shape.stride})" for name, shape in backbone.output_shape().items())
+        raise InputError(
+            f"MODEL.MASK_ON wants backbone features of stride 16, 8 and 4, but the backbone gives {given}: let it give "
+            "these strides too, or set MODEL.MASK_ON False"
+        )
+    coarse, middle, fine = (names[stride] for stride in PYRAMID_STRIDES)
+    return coarse, middle, fine
 
 
 def padding_mask(images: ImageList, feature_size: tuple[int, int]) -> Tensor | None:

@@ -4,7 +4,7 @@ N  images, H x W their padded size in pixels
 L  decoder layers, Q queries, K classes without no-object, d width of the transformer
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -15,12 +15,26 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from detr.errors import InputError
-from detr.modeling.backbone import build_detr_backbone, choose_feature, freeze_unused, padding_mask
+from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, freeze_unused, padding_mask
 from detr.modeling.criterion import SetCriterion
+from detr.modeling.mask_head import MaskFeatures, MaskHead
 from detr.modeling.matcher import HungarianMatcher, Targets
 from detr.modeling.position_encoding import LearnedPositionEncoding, SinePositionEncoding
-from detr.modeling.postprocessing import box_instances
+from detr.modeling.postprocessing import box_instances, instance_masks
 from detr.modeling.transformer import Transformer
+
+
+class Outputs(NamedTuple):
+    """What the network says of N images.
+
+    logits: (L, N, Q, K + 1), the last column no-object; L = 1 where the last decoder layer alone was asked for
+    boxes: (L, N, Q, 4) cxcywh in [0, 1] of the unpadded image
+    mask_features: what the mask head reads; None in a model without
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    mask_features: MaskFeatures | None
 
 
 class BoxHead(nn.Module):
@@ -56,6 +70,8 @@ class Detr(nn.Module):
         num_classes: int,
         num_queries: int,
         deep_supervision: bool = True,
+        mask_head: MaskHead | None = None,
+        pyramid: tuple[str, ...] = (),
         pixel_mean: tuple[float, ...] = (123.675, 116.280, 103.530),
         pixel_std: tuple[float, ...] = (58.395, 57.120, 57.375),
     ) -> None:
@@ -65,6 +81,8 @@ class Detr(nn.Module):
         position_encoding: (N, H, W) bool mask -> (N, d, H, W)
         num_classes: K, without no-object
         deep_supervision: whether the earlier decoder layers are penalised too (auxiliary losses)
+        mask_head: makes the queries' masks; None for boxes alone
+        pyramid: the names of the backbone's features that the mask head reads, from coarse to fine
         pixel_mean, pixel_std: of the image's channels, in the range 0..255
         """
         super().__init__()
@@ -77,6 +95,8 @@ class Detr(nn.Module):
         self.query_embed = nn.Embedding(num_queries, d)
         self.class_embed = nn.Linear(d, num_classes + 1)
         self.bbox_embed = BoxHead(d)
+        self.mask_head = mask_head
+        self.pyramid = pyramid
         self.criterion = criterion
         self.num_classes = num_classes
         self.deep_supervision = deep_supervision
@@ -91,8 +111,10 @@ class Detr(nn.Module):
         _check_sizes(cfg)
         backbone = build_detr_backbone(cfg)
         in_feature = choose_feature(backbone, keys.IN_FEATURE)
-        if len(backbone.output_shape()) > 1:
-            freeze_unused(backbone, in_feature)
+        pyramid = choose_pyramid(backbone, in_feature) if cfg.MODEL.MASK_ON else ()
+        shapes = backbone.output_shape()
+        if len(shapes) > 1:
+            freeze_unused(backbone, (in_feature, *pyramid))
         matcher = HungarianMatcher(cost_class=1.0, cost_bbox=keys.L1_WEIGHT, cost_giou=keys.GIOU_WEIGHT)
         return {
             "backbone": backbone,
@@ -117,6 +139,14 @@ class Detr(nn.Module):
             "num_classes": keys.NUM_CLASSES,
             "num_queries": keys.NUM_OBJECT_QUERIES,
             "deep_supervision": keys.DEEP_SUPERVISION,
+            "mask_head": MaskHead(
+                d=keys.HIDDEN_DIM,
+                heads=keys.NHEADS,
+                pyramid_channels=tuple(shapes[name].channels for name in pyramid),
+            )
+            if pyramid
+            else None,
+            "pyramid": pyramid,
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
         }
@@ -135,14 +165,19 @@ class Detr(nn.Module):
         * ``height``, ``width`` (inference): the output's size in pixels; by default that of ``image``
 
         Returns the dict of weighted losses in training, else a list of ``{"instances": Instances}``
-        (see ``box_instances``). Raises InputError for labels outside [0, K), FloatingPointError where
-        the outputs are not finite in training.
+        (see ``box_instances``), with ``pred_masks`` (Q, height, width) bool where there is a mask head.
+        Raises InputError for labels outside [0, K), FloatingPointError where the outputs are not finite
+        in training.
         """
+        if self.training and self.mask_head is not None:
+            raise InputError(
+                "this version evaluates masks but does not train them yet: set MODEL.MASK_ON False to train boxes"
+            )
         images = self.preprocess(batched_inputs)
-        logits, boxes = self.predict(images, all_layers=self.training and self.deep_supervision)
+        outputs = self.predict(images, all_layers=self.training and self.deep_supervision)
         if self.training:
-            return self.losses(logits, boxes, self.targets(batched_inputs))
-        return self.postprocess(logits[-1], boxes[-1], batched_inputs, images.image_sizes)
+            return self.losses(outputs.logits, outputs.boxes, self.targets(batched_inputs))
+        return self.postprocess(outputs, batched_inputs, images)
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalises the images and pads them with zeros, right and below, to one size: (N, 3, H, W)."""
@@ -152,18 +187,20 @@ class Detr(nn.Module):
             images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )
 
-    def predict(self, images: ImageList, all_layers: bool) -> tuple[Tensor, Tensor]:
-        """The network itself: logits (L, N, Q, K + 1) and boxes (L, N, Q, 4); L = 1 without ``all_layers``.
-
-        boxes: cxcywh in [0, 1] of the unpadded image
-        """
-        features = self.backbone(images.tensor)[self.in_feature]  # (N, C, H / stride, W / stride)
-        n, _, h, w = features.shape
+    def predict(self, images: ImageList, all_layers: bool) -> Outputs:
+        """The network itself, but for the masks: who wants them says of which queries (see ``MaskHead``)."""
+        features = self.backbone(images.tensor)
+        projected = self.input_proj(features[self.in_feature])  # (N, d, H / stride, W / stride)
+        n, _, h, w = projected.shape
         padding = padding_mask(images, (h, w))
-        mask = padding if padding is not None else torch.zeros(n, h, w, dtype=torch.bool, device=features.device)
-        position = self.position_encoding(mask).to(features.dtype)
-        decoded, _ = self.transformer(self.input_proj(features), position, self.query_embed.weight, padding, all_layers)
-        return self.class_embed(decoded), self.bbox_embed(decoded)
+        mask = padding if padding is not None else torch.zeros(n, h, w, dtype=torch.bool, device=projected.device)
+        position = self.position_encoding(mask).to(projected.dtype)
+        decoded, memory = self.transformer(projected, position, self.query_embed.weight, padding, all_layers)
+        mask_features = None
+        if self.mask_head is not None:
+            pyramid = tuple(features[name] for name in self.pyramid)
+            mask_features = MaskFeatures(projected, memory, padding, pyramid, queries=decoded[-1])
+        return Outputs(self.class_embed(decoded), self.bbox_embed(decoded), mask_features)
 
     def targets(self, batched_inputs: list[dict[str, Any]]) -> Targets:
         """Ground truth on the model's device, boxes as cxcywh in [0, 1]."""
@@ -197,17 +234,21 @@ class Detr(nn.Module):
         return losses
 
     def postprocess(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        batched_inputs: list[dict[str, Any]],
-        image_sizes: list[tuple[int, int]],
+        self, outputs: Outputs, batched_inputs: list[dict[str, Any]], images: ImageList
     ) -> list[dict[str, Instances]]:
-        """logits (N, Q, K + 1), boxes (N, Q, 4) of the last layer -> one dict an image, at output size."""
+        """The last layer's outputs -> one dict an image, at output size."""
         results = []
-        for logit, box, x, (height, width) in zip(logits, boxes, batched_inputs, image_sizes, strict=True):
-            size = int(x.get("height", height)), int(x.get("width", width))
-            results.append({"instances": box_instances(logit, box.float(), size)})
+        padded_size = tuple(images.tensor.shape[-2:])
+        for index, (x, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            size = int(x.get("height", image_size[0])), int(x.get("width", image_size[1]))
+            instances = box_instances(outputs.logits[-1, index], outputs.boxes[-1, index].float(), size)
+            if self.mask_head is not None and outputs.mask_features is not None:
+                queries = torch.arange(len(instances), device=self.device)
+                # One image at a time: 16 images' mask logits alone would take half a gigabyte.
+                features = outputs.mask_features.of_image(index)
+                logits = self.mask_head(features, torch.zeros_like(queries), queries)  # (Q, h, w)
+                instances.pred_masks = instance_masks(logits, padded_size, image_size, size)
+            results.append({"instances": instances})
         return results
 
 
@@ -230,11 +271,6 @@ def _check_sizes(cfg: CfgNode) -> None:
             f"MODEL.DETR.POSITION_EMBEDDING is {keys.POSITION_EMBEDDING!r}: it must be one of "
             f"{', '.join(POSITION_ENCODINGS)}"
         )
-    if cfg.MODEL.MASK_ON or keys.FROZEN_WEIGHTS:
-        raise InputError(
-            "MODEL.MASK_ON and MODEL.DETR.FROZEN_WEIGHTS want the mask head, which this version does not have yet: "
-            'set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS "" for boxes'
-        )
     if d % heads:
         raise InputError(
             f"MODEL.DETR.HIDDEN_DIM {d} is not divisible by MODEL.DETR.NHEADS {heads}: every head takes an equal "
@@ -245,4 +281,9 @@ def _check_sizes(cfg: CfgNode) -> None:
         raise InputError(
             f"MODEL.DETR.HIDDEN_DIM {d} is not divisible by {multiple}: the {keys.POSITION_EMBEDDING} position "
             f"encoding gives half of it to each image axis; {max(d // multiple, 1) * multiple} would do"
+        )
+    if cfg.MODEL.MASK_ON and d % 16:
+        raise InputError(
+            f"MODEL.DETR.HIDDEN_DIM {d} is not divisible by 16: the mask head halves it four times; "
+            f"{max(d // 16, 1) * 16} would do"
         )

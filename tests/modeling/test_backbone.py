@@ -3,10 +3,10 @@ import torch
 from detectron2.structures import ImageList
 
 from detr.errors import InputError
-from detr.modeling.backbone import build_detr_backbone, choose_feature, padding_mask
+from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, padding_mask
 
 
-def resnet50(tiny_config, dilation):
+def resnet50(tiny_config, dilation, **settings):
     return build_detr_backbone(
         tiny_config(
             {
@@ -14,6 +14,7 @@ def resnet50(tiny_config, dilation):
                 "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
                 "MODEL.RESNETS.RES5_DILATION": dilation,
                 "MODEL.RESNETS.OUT_FEATURES": ("res4", "res5"),
+                **settings,
             }
         )
     )
@@ -40,6 +41,28 @@ def test_the_feature_is_the_last_or_the_named_one(tiny_config):
     assert choose_feature(backbone, "res4") == "res4"
     with pytest.raises(InputError, match=r"IN_FEATURE is 'p5', but the backbone gives res4, res5"):
         choose_feature(backbone, "p5")
+
+
+@pytest.mark.parametrize("listed", [("res5",), ("stem", "res3", "res5"), ("res2", "res3", "res4", "res5")], ids=str)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_masks_read_the_stages_below_the_last(tiny_config, dilation, listed):
+    """Listed or not; under DC5, res4 has the stride of res5, and with the stem, res2 that of the stem."""
+    settings = {"MODEL.MASK_ON": True, "MODEL.RESNETS.OUT_FEATURES": listed}
+    backbone = resnet50(tiny_config, dilation, **settings)
+    assert choose_feature(backbone, "") == "res5"
+    assert choose_pyramid(backbone, "res5") == ("res4", "res3", "res2")
+
+
+def test_masks_of_a_transformer_on_res4_read_it_again(tiny_config):
+    backbone = build_detr_backbone(tiny_config({"MODEL.MASK_ON": True}))  # the small ResNet, which ends there
+    assert choose_feature(backbone, "") == "res4"
+    assert choose_pyramid(backbone, "res4") == ("res4", "res3", "res2")
+
+
+def test_strides_that_masks_lack_are_told(tiny_config):
+    backbone = resnet50(tiny_config, dilation=1)
+    with pytest.raises(InputError, match=r"stride 16, 8 and 4, but the backbone gives res4 \(16\), res5 \(32\)"):
+        choose_pyramid(backbone, "res5")
 
 
 def test_no_mask_where_no_image_is_padded():

@@ -1,10 +1,14 @@
+import re
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from detr.engine.setup import load_config
 from detr.errors import InputError
 from tests.conftest import make_input
+from tests.engine.test_setup import WRAPPER_YAML
 
 BOXES = [[10.0, 12.0, 50.0, 60.0], [60.0, 20.0, 100.0, 80.0]]
 
@@ -82,6 +86,66 @@ def test_the_padding_mask_reaches_the_attention(tiny_config, monkeypatch):
     assert (together - alone).abs().max() < 0.5 * (unmasked - alone).abs().max()
 
 
+MASKS = {"MODEL.MASK_ON": True, "MODEL.DETR.FROZEN_WEIGHTS": "boxes.pth"}  # read in training alone
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_masks_are_of_the_whole_image_at_output_size(tiny_config, backbone):
+    model = build(tiny_config, {**BACKBONES[backbone], **MASKS}).eval()
+    inputs = [make_input([], [], (96, 128)), make_input([], [], (90, 101))]
+    inputs[1].update(height=180, width=303)
+    with torch.no_grad():
+        first, second = (x["instances"] for x in model(inputs))
+    assert first.pred_masks.dtype == torch.bool
+    assert first.pred_masks.shape == (20, 96, 128)
+    assert second.pred_masks.shape == (20, 180, 303)
+    assert 0 < first.pred_masks.float().mean() < 1
+    frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == ({"fpn_output5"} if "FPN" in backbone else set())  # masks read p3 and p2 too
+
+
+def test_masks_do_not_depend_on_the_batch(tiny_config):
+    """Of two images of one size, which no padding changes; the logits are equal up to rounding."""
+    model = build(tiny_config, MASKS).eval()
+    inputs = [make_input([], [], (96, 128), seed=seed) for seed in (0, 1)]
+    with torch.no_grad():
+        together = [x["instances"].pred_masks for x in model(inputs)]
+        alone = [model([x])[0]["instances"].pred_masks for x in inputs]
+    assert (together[0] != together[1]).float().mean() > 0.02
+    for first, second in zip(together, alone, strict=True):
+        assert (first != second).float().mean() < 1e-4
+
+
+def test_the_mask_head_changes_no_box_and_reads_the_last_layer(tiny_config):
+    model = build(tiny_config, MASKS).eval()
+    images = model.preprocess([make_input([], [], (96, 128)), make_input([], [], (90, 101))])
+    with torch.no_grad():
+        every, last = (model.predict(images, all_layers=flag) for flag in (True, False))
+        model.mask_head = None
+        without = model.predict(images, all_layers=False)
+    torch.testing.assert_close(every.mask_features.queries, last.mask_features.queries)
+    assert without.mask_features is None
+    assert torch.equal(without.logits, last.logits)
+    assert torch.equal(without.boxes, last.boxes)
+
+
+def test_masks_are_not_trained_yet(tiny_config):
+    model = build(tiny_config, MASKS).train()
+    with pytest.raises(InputError, match=r"evaluates masks but does not train them yet: set MODEL\.MASK_ON False"):
+        model([make_input(BOXES, [0, 1])])
+
+
+def test_a_wrapper_yaml_for_masks_evaluates(tmp_path):
+    text = WRAPPER_YAML.replace("MASK_ON: False", "MASK_ON: True").replace("  DETR:", '  DETR:\n    FROZEN_WEIGHTS: ""')
+    assert text.count("MASK_ON: True") == text.count("FROZEN_WEIGHTS") == 1
+    path = tmp_path / "wrapper.yaml"
+    path.write_text(text)
+    model = build_model(load_config(str(path), ["MODEL.DEVICE", "cpu"])).eval()
+    with torch.no_grad():
+        (output,) = model([make_input([], [], (64, 96))])
+    assert output["instances"].pred_masks.shape == (100, 64, 96)
+
+
 def test_metrics_go_to_the_event_storage_and_never_to_the_loss(tiny_config):
     model = build(tiny_config).train()
     batch = [make_input(BOXES, [0, 1])]
@@ -115,9 +179,19 @@ def test_a_label_outside_the_classes_names_the_image(tiny_config, label):
         ),
         ({"MODEL.DETR.POSITION_EMBEDDING": "rotary"}, "'rotary': it must be one of sine, learned"),
         ({"MODEL.DETR.NUM_OBJECT_QUERIES": 0}, "NUM_OBJECT_QUERIES is 0: it must be at least 1"),
-        ({"MODEL.MASK_ON": True}, "mask head, which this version does not have yet"),
+        ({"MODEL.MASK_ON": True, "MODEL.DETR.HIDDEN_DIM": 36}, "36 is not divisible by 16: the mask head"),
+        (
+            {
+                **RESNET18,
+                "MODEL.MASK_ON": True,
+                "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+                "MODEL.FPN.IN_FEATURES": ("res3", "res4", "res5"),
+                "MODEL.DETR.IN_FEATURE": "p5",
+            },
+            "stride 16, 8 and 4, but the backbone gives p3 (8), p4 (16)",
+        ),
     ],
 )
 def test_impossible_sizes_are_told(tiny_config, settings, message):
-    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+    with pytest.raises(InputError, match=re.escape(message)):
         build(tiny_config, settings)

@@ -31,8 +31,8 @@ class Pair:
     ours: Detr
 
 
-def config(name: str, *opts: Any) -> CfgNode:
-    return load_config(str(CONFIGS / "COCO-Detection" / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", *map(str, opts)])
+def config(name: str, *opts: Any, folder: str = "COCO-Detection") -> CfgNode:
+    return load_config(str(CONFIGS / folder / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", *map(str, opts)])
 
 
 @functools.lru_cache(maxsize=1)  # one model at a time keeps the memory low
