@@ -78,8 +78,11 @@ class DetrCheckpointer(DetectionCheckpointer):
             # A backbone around the ResNet, such as FPN: Detectron2 finds the names by their ends.
             body = {key.removeprefix("backbone."): value for key, value in conversion.state.items()}
             return {"model": body, "matching_heuristics": True}
-        # Optimiser, epoch and the like of another program's training mean nothing here.
-        return {"model": conversion.state, **(source.rest if source.format is DETECTRON2 else {})}
+        if source.format is DETECTRON2:
+            return {"model": conversion.state, **source.rest}
+        if source.rest:
+            logger.info("left out: %s, which are of another program's training", ", ".join(sorted(source.rest)))
+        return {"model": conversion.state}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if not isinstance(self.model, Detr):

@@ -63,6 +63,8 @@ def convert(request: Request) -> Report:
         raise InputError(f"{request.source} is a backbone alone: it has neither classes nor queries, and no other form")
     state, resized = _resized(conversion.state, request.num_classes, request.num_queries)
     lines = [*conversion.lines, *resized]
+    if unused := sorted(source.rest.keys() - {NOTE}):
+        lines.append(f"left out: {', '.join(unused)} (of a training, which the output cannot go on with)")
 
     timm = request.backbone == "timm" or (request.backbone is None and bool(facts.dilation))
     target = target_format(state, request.to, timm=timm)

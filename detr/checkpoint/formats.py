@@ -136,10 +136,6 @@ def from_detectron2(state: Mapping[str, Tensor], target: Format) -> Conversion:
     return Conversion(renamed, DETECTRON2, lines)
 
 
-def original_to_detectron2(state: Mapping[str, Tensor]) -> State:
-    return to_detectron2(state).state
-
-
 def target_format(state: Mapping[str, Tensor], to: str, *, timm: bool = False) -> Format:
     """The format that ``to`` ("detectron2", "original" or "transformers") means for this state dict of a ``Detr``."""
     masks = any(key.startswith("mask_head.") for key in state)

@@ -93,8 +93,20 @@ def _facts(path: str, rest: Mapping[str, Any], config: Mapping[str, Any]) -> Fac
     if isinstance(args, argparse.Namespace):  # of the authors' training
         return Facts(dilation=getattr(args, "dilation", None), heads=getattr(args, "nheads", None))
     if config:
-        return Facts(dilation=_dilation(config), heads=config.get("encoder_attention_heads"))
+        return _facts_of_transformers(path, config)
     return Facts()
+
+
+def _facts_of_transformers(path: str, config: Mapping[str, Any]) -> Facts:
+    """Raises InputError for settings that change the function and have no place here."""
+    heads = config.get("encoder_attention_heads", 8)
+    for key, here in (("activation_function", "relu"), ("decoder_attention_heads", heads), ("num_channels", 3)):
+        if config.get(key, here) != here:
+            raise InputError(
+                f"the config.json beside {path} has {key} {config[key]}: DETR here runs with {here} alone, so that the "
+                "weights would mean something else"
+            )
+    return Facts(dilation=_dilation(config), heads=heads)
 
 
 def _dilation(config: Mapping[str, Any]) -> bool:

@@ -1,54 +1,287 @@
+"""Any format into a ``Detr``: through ``DetrCheckpointer``, and in Detectron2's ``DefaultPredictor`` as it is."""
+
+import argparse
+import logging
+import os
+import pickle
+import warnings
+
+import numpy as np
 import pytest
 import torch
 import torchvision
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from torch import nn
 
-import converter
 from detr.checkpoint import DetrCheckpointer
-from detr.checkpoint.files import load_file
-from detr.checkpoint.paths import torchvision_url
+from detr.checkpoint.conversion import Request, convert
+from detr.checkpoint.formats import to_detectron2
 from detr.errors import InputError
 from tests.parity.oracle import build_original, original_checkpoint
 from tests.parity.pairs import config
 
-
-def test_original_weights_load_directly_and_through_the_converter(tmp_path, capsys):
-    original, _, _ = build_original("detr_R_50")
-    source, output = str(tmp_path / "original.pth"), str(tmp_path / "converted.pth")
-    torch.save({**original_checkpoint(original), "epoch": 7}, source)
-    converter.main(["--source_model", source, "--output_model", output])
-    assert "class rows 92 -> 81" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"converted\.pth exists: .* add --overwrite"):
-        converter.main(["--source_model", source, "--output_model", output])
-
-    states = []
-    for path in (source, output):
-        model = build_model(config("detr_R_50"))
-        assert "epoch" not in DetrCheckpointer(model).load(path)
-        states.append(model.state_dict())
-    converted = load_file(output)["model"]
-    assert converted.keys() == states[0].keys()
-    for state in states:
-        assert all(torch.equal(state[key], converted[key]) for key in converted)
+SMALL = {
+    "MODEL.DETR.HIDDEN_DIM": 64,
+    "MODEL.DETR.DIM_FEEDFORWARD": 64,
+    "MODEL.DETR.ENC_LAYERS": 1,
+    "MODEL.DETR.DEC_LAYERS": 1,
+    "MODEL.DETR.NUM_OBJECT_QUERIES": 10,
+    "INPUT.MIN_SIZE_TEST": 96,
+}
+FORMATS = ["original", "training", "wrapper", "transformers", "safetensors", "detectron2", "module"]
 
 
-def test_a_torchvision_resnet_becomes_the_backbone(tmp_path):
+def small_config(**settings):
+    opts = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
+    return config("detr_R_50", *[text for pair in opts.items() for text in pair])
+
+
+@pytest.fixture(scope="module")
+def original():
+    model, _, _ = build_original(
+        "detr_R_50", hidden_dim=64, dim_feedforward=64, enc_layers=1, dec_layers=1, num_queries=10
+    )
+    for buffer in model.buffers():
+        buffer.add_(0.1 * torch.rand(buffer.shape))
+    return original_checkpoint(model)["model"]
+
+
+@pytest.fixture(scope="module")
+def paths(original, tmp_path_factory):
+    """The same model in every format."""
+    root = tmp_path_factory.mktemp("formats")
+    ours = to_detectron2(original).state
+    body = {f"detr.backbone.0.{key}": value for key, value in ours.items() if key.startswith("backbone.")}
+    rest = {f"detr.{key}": value for key, value in ours.items() if not key.startswith("backbone.")}
+    contents = {
+        "original": {"model": original},
+        "training": {
+            "model": original,
+            "args": argparse.Namespace(lr=1e-4, dilation=False, nheads=8),
+            "epoch": 299,
+            "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        },
+        "wrapper": {"model": {**body, **rest, "criterion.empty_weight": torch.ones(81)}},
+        "detectron2": {"model": ours, "iteration": 7},
+        "module": {f"module.{key}": value for key, value in original.items()},
+    }
+    for name, content in contents.items():
+        torch.save(content, root / f"{name}.pth")
+    found = {name: str(root / f"{name}.pth") for name in contents}
+    convert(Request(found["original"], str(root / "transformers"), to="transformers"))
+    return {
+        **found,
+        "transformers": str(root / "transformers"),
+        "safetensors": str(root / "transformers" / "model.safetensors"),
+    }
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def expected(original, image):
+    """What the model finds, loaded by hand."""
+    cfg = small_config(MODEL__WEIGHTS="")
+    predictor = DefaultPredictor(cfg)
+    predictor.model.load_state_dict(to_detectron2(original).state)
+    return predictor(image)["instances"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_detectron2s_own_predictor_takes_every_format(name, paths, image, expected):
+    found = DefaultPredictor(small_config(MODEL__WEIGHTS=paths[name]))(image)["instances"]
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.pred_classes, expected.pred_classes)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_was_found_is_told_in_a_few_lines(name, paths, caplog):
+    model = build_model(small_config())
+    with caplog.at_level(logging.INFO):
+        DetrCheckpointer(model).load(paths[name])
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) < 8
+    assert sum(" tensors" in line and paths[name] in line for line in lines) == 1
+    total = len(model.state_dict())
+    assert f"loaded {total} of the model's {total} tensors" in lines
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+def test_of_another_programs_training_the_weights_alone_are_taken(paths, caplog):
+    caplog.set_level(logging.INFO)
+    assert DetrCheckpointer(build_model(small_config())).load(paths["training"]) == {}
+    assert "left out: args, epoch, optimizer, which are of another program's training" in caplog.text
+    assert DetrCheckpointer(build_model(small_config())).load(paths["detectron2"]) == {"iteration": 7}
+
+
+def test_other_models_keep_detectron2s_checkpointer():
+    assert type(DetectionCheckpointer(nn.Linear(2, 2))) is DetectionCheckpointer
+    assert type(DetectionCheckpointer(build_model(small_config()))) is DetrCheckpointer
+    assert type(DetectionCheckpointer(nn.DataParallel(build_model(small_config())))) is DetrCheckpointer
+
+    class Own(DetectionCheckpointer):
+        pass
+
+    assert type(Own(build_model(small_config()))) is Own
+
+
+def warnings_of(caplog, cfg, path):
+    caplog.clear()
+    model = build_model(cfg)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    DetrCheckpointer(model).load(path)
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    return lines, before, model.state_dict()
+
+
+def test_other_classes_and_queries_keep_what_fits(paths, original, caplog):
+    cfg = small_config(MODEL__DETR__NUM_CLASSES=3, MODEL__DETR__NUM_OBJECT_QUERIES=12)
+    lines, before, after = warnings_of(caplog, cfg, paths["original"])
+    assert lines == [
+        "class_embed: 81 rows in the weights, 4 wanted: no-object is kept, the others start fresh",
+        "query_embed: 10 queries in the weights, 12 wanted: 2 more start fresh",
+    ]
+    assert torch.equal(after["class_embed.weight"][3], original["class_embed.weight"][91])
+    assert torch.equal(after["class_embed.weight"][:3], before["class_embed.weight"][:3])
+    assert torch.equal(after["query_embed.weight"][:10], original["query_embed.weight"])
+    assert torch.equal(after["query_embed.weight"][10:], before["query_embed.weight"][10:])
+
+
+def test_boxes_load_into_a_model_with_masks(paths, caplog):
+    lines, before, after = warnings_of(caplog, small_config(MODEL__MASK_ON=True), paths["original"])
+    heads = [key for key in before if key.startswith("mask_head.")]
+    assert lines == [f"mask_head starts fresh: the weights hold none of its {len(heads)} tensors"]
+    assert all(torch.equal(before[key], after[key]) for key in heads)
+
+
+def test_masks_load_into_a_model_of_boxes(paths, original, tmp_path, caplog):
+    path = str(tmp_path / "masks.pth")
+    masks = {"mask_head.lay1.bias": torch.ones(72), "bbox_attention.q_linear.bias": torch.ones(64)}
+    torch.save({"model": {**{f"detr.{key}": value for key, value in original.items()}, **masks}}, path)
+    lines, _, after = warnings_of(caplog, small_config(), path)
+    assert lines == [
+        "mask_head: 2 tensors of the weights have no place in this model: mask_head.lay1.bias, "
+        "mask_head.attention.q_linear.bias"
+    ]
+    assert torch.equal(after["query_embed.weight"], original["query_embed.weight"])
+
+
+def test_weights_of_another_function_are_warned_of(original, tmp_path, caplog):
+    path = str(tmp_path / "dc5.pth")
+    torch.save({"model": original, "args": argparse.Namespace(dilation=True, nheads=4)}, path)
+    lines, _, _ = warnings_of(caplog, small_config(), path)
+    assert [line for line in lines if "model with DC5" in line and line.endswith("RES5_DILATION 2")]
+    assert [line for line in lines if "4 attention heads and the model has 8" in line]
+    lines, _, _ = warnings_of(caplog, small_config(MODEL__RESNETS__RES5_DILATION=2, MODEL__DETR__NHEADS=4), path)
+    assert lines == []
+
+
+def test_another_width_is_refused(paths):
+    with pytest.raises(InputError, match=r"tensors of the weights have other shapes than the model's.*HIDDEN_DIM"):
+        DetrCheckpointer(build_model(small_config(MODEL__DETR__HIDDEN_DIM=128))).load(paths["original"])
+
+
+def test_another_depth_is_told_by_parts(paths, caplog):
+    lines, _, _ = warnings_of(caplog, small_config(MODEL__DETR__ENC_LAYERS=2), paths["original"])
+    assert len(lines) == 1
+    assert lines[0].startswith("transformer.encoder: 12 of its 24 tensors start fresh: transformer.encoder.layers.1.")
+
+
+def test_weights_that_hold_nothing_are_refused(tmp_path):
+    path = str(tmp_path / "other.pth")
+    torch.save({"model": {"head.weight": torch.ones(2)}}, path)
+    with pytest.raises(InputError, match=r"hold nothing for this model: their first keys are head\.weight"):
+        DetrCheckpointer(build_model(small_config())).load(path)
+
+
+def test_a_checkpointer_goes_on_after_a_failure(paths, tmp_path):
+    checkpointer = DetrCheckpointer(build_model(small_config()))
+    with pytest.raises(InputError):
+        checkpointer.load(str(tmp_path))
+    with pytest.raises(InputError):
+        checkpointer.load(__file__)
+    assert checkpointer.load(paths["detectron2"]) == {"iteration": 7}
+
+
+def resnet_state():
     resnet = torchvision.models.resnet50(weights=None)
     for buffer in resnet.buffers():
         buffer.add_(torch.rand(()).to(buffer.dtype))
-    path = str(tmp_path / "resnet50.pth")
-    torch.save(resnet.state_dict(), path)
-    model = build_model(config("detr_R_50")).eval()
+    return resnet, resnet.state_dict()
+
+
+def save_zoo_pickle(state, path):
+    """As Detectron2's model zoo has it: numpy arrays, names without `backbone`, and the classifier."""
+    ours = {key.removeprefix("backbone."): value.numpy() for key, value in to_detectron2(state).state.items()}
+    ours |= {"stem.fc.weight": state["fc.weight"].numpy(), "stem.fc.bias": state["fc.bias"].numpy()}
+    with open(path, "wb") as file:
+        pickle.dump({"model": ours, "__author__": "torchvision", "matching_heuristics": True}, file)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+def test_a_resnet_becomes_the_backbone(suffix, tmp_path, caplog):
+    resnet, state = resnet_state()
+    path = str(tmp_path / f"resnet50.{suffix}")
+    if suffix == "pkl":
+        save_zoo_pickle(state, path)
+    else:
+        torch.save(state, path)
+    model = build_model(small_config()).eval()
     before = model.query_embed.weight.clone()
     DetrCheckpointer(model).load(path)
     assert torch.equal(model.query_embed.weight, before)
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        body = torch.nn.Sequential(*list(resnet.eval().children())[:-2])
+        body = nn.Sequential(*list(resnet.eval().children())[:-2])
         torch.testing.assert_close(model.backbone(image)["res5"], body(image), rtol=1e-3, atol=1e-4)
+    fresh = [record.getMessage() for record in caplog.records if "starts fresh" in record.getMessage()]
+    assert len(fresh) == 6  # input_proj, encoder, decoder, query_embed, class_embed, bbox_embed
 
 
-def test_torchvision_names_have_an_address():
-    assert torchvision_url("torchvision://resnet101").endswith("resnet101-63fe2227.pth")
-    with pytest.raises(InputError, match="no ImageNet weights named 'resnet1010'"):
-        torchvision_url("torchvision://resnet1010")
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+def test_a_resnet_is_found_inside_a_pyramid(suffix, tmp_path):
+    _, state = resnet_state()
+    path = str(tmp_path / f"resnet50.{suffix}")
+    if suffix == "pkl":
+        save_zoo_pickle(state, path)
+    else:
+        torch.save(state, path)
+    cfg = small_config(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone", MODEL__DETR__IN_FEATURE="p5")
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    model = build_model(cfg)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        DetrCheckpointer(model).load(path)
+    assert torch.equal(model.backbone.bottom_up.res4[5].conv2.weight, state["layer3.5.conv2.weight"])
+
+
+class Mkdir:
+    """Unpickled without restriction, it creates a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["evil.pth", "evil.pkl", "folder"])
+def test_a_malicious_file_does_nothing_in_the_predictor(name, tmp_path):
+    target, path = tmp_path / "created", tmp_path / name
+    content = {"model": {"backbone.stem.conv1.weight": Mkdir(str(target))}}
+    if name == "folder":
+        path.mkdir()
+        torch.save(content["model"], path / "pytorch_model.bin")
+    elif name.endswith(".pkl"):
+        path.write_bytes(pickle.dumps({**content, "__author__": "someone"}))
+    else:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=r"is refused, because it asks for the class posix\.mkdir"):
+        DefaultPredictor(small_config(MODEL__WEIGHTS=str(path)))
+    assert not target.exists()
