@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from detr.checkpoint.files import weights_in_folder
 from detr.checkpoint.paths import TORCHVISION, ZOO, parse_zoo_path, torchvision_url
 from detr.config import add_detr_config
 from detr.errors import InputError, exit_with_one_line
@@ -216,7 +217,7 @@ def check_weights(weights: str, needed: bool = False) -> None:
     elif weights.startswith(ZOO):
         parse_zoo_path(weights)
     elif os.path.isdir(weights):
-        raise InputError(f"MODEL.WEIGHTS {weights} is a folder: name the file in it")
+        weights_in_folder(weights)
     elif weights and "://" not in weights and not PathManager.isfile(weights):
         raise InputError(
             f"the weights file {weights} does not exist: check MODEL.WEIGHTS; "

@@ -148,7 +148,7 @@ def test_a_missing_config_is_named():
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(InputError, match=r"the weights file .*gone\.pth does not exist: check MODEL.WEIGHTS"):
         check_weights(str(tmp_path / "gone.pth"))
-    with pytest.raises(InputError, match=r"is a folder: name the file in it"):
+    with pytest.raises(InputError, match=r"holds no weights: of a folder"):
         check_weights(str(tmp_path))
     with pytest.raises(InputError, match="no ImageNet weights named 'resnet51'"):
         check_weights("torchvision://resnet51")

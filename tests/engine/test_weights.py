@@ -1,0 +1,84 @@
+"""Weights from elsewhere, evaluated by `train_net.py` as they are."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+import train_net
+from detr.checkpoint.formats import to_detectron2
+from tests.conftest import as_opts
+from tests.engine.test_setup import WRAPPER_YAML
+from tests.parity.oracle import build_original, original_checkpoint
+
+WRAPPER_SEGMENTATION_YAML = WRAPPER_YAML.replace("MASK_ON: False", "MASK_ON: True").replace(
+    "  DETR:\n", '  DETR:\n    FROZEN_WEIGHTS: ""\n'
+)
+# The sizes of the test's model and data; the YAML itself stays as it is.
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.DETR.HIDDEN_DIM": 128,  # the least that the mask head of the original takes
+    "MODEL.DETR.DIM_FEEDFORWARD": 64,
+    "MODEL.DETR.ENC_LAYERS": 1,
+    "MODEL.DETR.DEC_LAYERS": 1,
+    "MODEL.DETR.NUM_CLASSES": 4,
+    "DATASETS.TEST": "('shapes_val',)",
+    "INPUT.MIN_SIZE_TEST": 96,
+    "DATALOADER.NUM_WORKERS": 0,
+}
+
+
+def original(masks):
+    model, _, _ = build_original(
+        "detr_R_50", num_classes=4, masks=masks, hidden_dim=128, dim_feedforward=64, enc_layers=1, dec_layers=1
+    )
+    return original_checkpoint(model)["model"]
+
+
+def wrapped(state):
+    """As the authors' wrapper names it."""
+    ours = to_detectron2(state).state
+    masks = any(key.startswith("mask_head.") for key in ours)
+    prefix = "detr.detr." if masks else "detr."
+    renamed = {}
+    for key, value in ours.items():
+        if key.startswith("mask_head.attention."):
+            renamed[key.replace("mask_head.attention.", "detr.bbox_attention.")] = value
+        elif key.startswith("mask_head."):
+            renamed[f"detr.{key}"] = value
+        else:
+            renamed[f"{prefix}backbone.0.{key}" if key.startswith("backbone.") else f"{prefix}{key}"] = value
+    return renamed | {"criterion.empty_weight": torch.ones(5)}
+
+
+def evaluate(yaml, weights, folder):
+    path = folder / "wrapper.yaml"
+    path.write_text(yaml)
+    opts = as_opts({**SMALL, "MODEL.WEIGHTS": weights, "OUTPUT_DIR": folder / "output"})
+    results = train_net.main(default_argument_parser().parse_args(["--config-file", str(path), "--eval-only", *opts]))
+    found = json.loads((folder / "output" / "inference" / "coco_instances_results.json").read_text())
+    return results, found
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["detection", "segmentation"])
+def test_a_wrapper_yaml_and_a_wrapper_checkpoint_run_unchanged(masks, shapes_root, tmp_path):
+    state = original(masks)
+    yaml = WRAPPER_SEGMENTATION_YAML if masks else WRAPPER_YAML
+    contents = {
+        "wrapper": {"model": wrapped(state)},
+        # A training checkpoint of the authors' code, with the options of its command line.
+        "original": {"model": state, "args": argparse.Namespace(dilation=False), "epoch": 1, "optimizer": {}},
+        "detectron2": {"model": to_detectron2(state).state},
+    }
+    found = {}
+    for name, content in contents.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        torch.save(content, folder / "weights.pth")
+        results, found[name] = evaluate(yaml, folder / "weights.pth", folder)
+        assert results.keys() == ({"bbox", "segm"} if masks else {"bbox"})
+    assert len(found["wrapper"]) == 16 * 100
+    assert ("segmentation" in found["wrapper"][0]) == masks
+    assert found["wrapper"] == found["original"] == found["detectron2"]
