@@ -122,6 +122,16 @@ def test_what_exists_is_not_written_over(source, output, tmp_path):
     assert os.listdir(tmp_path / "new") == ["output.pth"]
 
 
+def test_what_cannot_be_written_is_told(source, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for output, to in (("file/x.pth", "detectron2"), ("file/x", "transformers")):
+        with pytest.raises(InputError, match=f"cannot write .*{output} "):
+            run("--source_model", source, "--output_model", tmp_path / output, "--to", to)
+    with pytest.raises(InputError, match=r"let its name end in \.pth"):
+        run("--source_model", source, "--output_model", tmp_path / "x.pkl")
+    assert sorted(os.listdir(tmp_path)) == ["file", "original.pth"]
+
+
 def test_a_failure_leaves_nothing(original, tmp_path):
     path = tmp_path / "pre_norm.pth"
     torch.save({"model": original | {"transformer.encoder.norm.weight": torch.ones(64)}}, path)
@@ -171,7 +181,7 @@ def test_names_that_stand_for_nothing(tmp_path, output):
         ("torchvision://resnet1010", "no ImageNet weights named 'resnet1010'"),
         ("detr://detr_R_51", "no released model is named 'detr_R_51'; did you mean detr_R_50"),
         (str(tmp_path), "holds no weights"),
-        ("http://127.0.0.1:9/detr.pth", "cannot download http://127.0.0.1:9/detr.pth"),
+        ("http://127.0.0.1:9/detr.pth", "cannot download the weights http://127.0.0.1:9/detr.pth"),
     ):
         with pytest.raises(InputError, match=message):
             run("--source_model", name, "--output_model", output)

@@ -5,16 +5,15 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
-from urllib.error import URLError
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-import detr.checkpoint.paths  # noqa: F401  registers detr:// and torchvision://
 from detr.checkpoint.architecture import Facts
 from detr.checkpoint.files import load_file, weights_in_folder
 from detr.checkpoint.formats import DETECTRON2
+from detr.checkpoint.paths import local_path
 from detr.checkpoint.rows import fit
 from detr.checkpoint.source import Source, read
 from detr.errors import InputError
@@ -34,15 +33,12 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Raises InputError for weights that cannot be had or read, or that do not belong to this model."""
+        if "://" in path and "?" not in path:  # Detectron2 reads options behind a ?
+            path = local_path(path)
         if path and os.path.isdir(path):
             path = weights_in_folder(path)
         try:
             loaded: dict[str, Any] = super().load(path, *args, **kwargs)
-        except URLError as error:
-            raise InputError(
-                f"cannot download the weights {path} ({error.reason}): check the network, or fetch the file by other "
-                'means and name it in MODEL.WEIGHTS; MODEL.WEIGHTS "" starts from random weights'
-            ) from error
         finally:
             self._parsed_url_during_load = None  # else Detectron2 refuses the next attempt
         return loaded

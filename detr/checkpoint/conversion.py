@@ -3,16 +3,14 @@
 import hashlib
 import os
 from dataclasses import dataclass
-from urllib.error import URLError
 
 import torch
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from detr.checkpoint.architecture import Facts, architecture
 from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_file
 from detr.checkpoint.formats import Format, from_detectron2, target_format
-from detr.checkpoint.paths import ZOO
+from detr.checkpoint.paths import ZOO, local_path
 from detr.checkpoint.released import RELEASED
 from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, State, fit, num_rows
 from detr.checkpoint.source import NOTE, Source, read
@@ -51,9 +49,12 @@ class Report:
 
 def convert(request: Request) -> Report:
     """Reads, maps and writes. Raises InputError for whatever is wrong with the source, before anything is written."""
+    suffix = os.path.splitext(request.output)[1]
+    if request.to != "transformers" and suffix in (".pkl", ".pyth", ".safetensors", ".json"):
+        raise InputError(f"--output_model {request.output} is written by torch.save: let its name end in .pth")
     if os.path.exists(request.output) and not request.overwrite:
         raise InputError(f"{request.output} exists: name another --output_model, or add --overwrite")
-    source = read(local_path(request.source), unsafe=request.unsafe)
+    source = read(_found(request.source), unsafe=request.unsafe)
     _check_output(source.path, request.output, is_folder=request.to == "transformers")
     # Between programs that both count COCO's ids, class rows stay as they are.
     keep_ids = request.to != "detectron2" and request.num_classes is None
@@ -96,11 +97,8 @@ def convert(request: Request) -> Report:
     return Report(rows, source, facts, target, output)
 
 
-def local_path(source: str) -> str:
-    """A file or folder here: the source itself, or what a URL or the name of released weights stands for.
-
-    Raises InputError for what is not there or cannot be downloaded.
-    """
+def _found(source: str) -> str:
+    """The file or folder here that the source is or stands for. Raises InputError where there is none."""
     if os.path.exists(source):
         return source
     if source in RELEASED:
@@ -109,13 +107,7 @@ def local_path(source: str) -> str:
         raise InputError(
             f"{source} is neither a file nor a folder here, nor the name of released weights: {', '.join(RELEASED)}"
         )
-    try:
-        return str(PathManager.get_local_path(source))
-    except URLError as error:
-        raise InputError(
-            f"cannot download {source} ({error.reason}): check the network, or fetch the file by other means and "
-            "name it in --source_model"
-        ) from error
+    return local_path(source)
 
 
 def _check_output(source: str, output: str, *, is_folder: bool) -> None:

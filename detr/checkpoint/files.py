@@ -4,13 +4,14 @@ import argparse
 import json
 import os
 import pickle
-import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 
 from detr.errors import InputError
@@ -135,35 +136,47 @@ def load_config_json(weights: str) -> dict[str, Any]:
 
 
 def save_file(content: dict[str, Any], path: str) -> None:
-    """Writes a checkpoint in one step: a file of that name is always whole."""
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    """Writes a checkpoint in one step: a file of that name is always whole.
+
+    Raises InputError where it cannot be written.
+    """
+    with _place_for(path) as temporary:
+        new = os.path.join(temporary, "new")
+        with open(new, "wb") as file:
             torch.save(content, file)
-        os.chmod(temporary, 0o644)  # mkstemp's 0o600 would keep colleagues out
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        os.replace(new, path)
 
 
 def save_folder(write: Callable[[str], None], path: str) -> None:
-    """Lets ``write`` fill a folder and puts it in its place in one step, where another one is set aside first."""
-    path = os.path.abspath(path)
-    parent = os.path.dirname(path)
-    os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=parent, prefix=f".{os.path.basename(path)}.")
-    try:
+    """Lets ``write`` fill a folder and puts it in its place once it is whole, instead of one that was there.
+
+    Raises InputError where it cannot be written.
+    """
+    with _place_for(path) as temporary:
         new, old = os.path.join(temporary, "new"), os.path.join(temporary, "old")
         os.mkdir(new)
         write(new)
-        if os.path.exists(path):
-            os.replace(path, old)
-        os.replace(new, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            if os.path.exists(path):
+                os.replace(path, old)
+            os.replace(new, path)
+        except BaseException:
+            if os.path.exists(old):
+                os.replace(old, path)
+            raise
+
+
+@contextmanager
+def _place_for(path: str) -> Iterator[str]:
+    """A folder beside ``path``, on the same disk, that is gone afterwards."""
+    parent, name = os.path.split(os.path.abspath(path))
+    try:
+        os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {path} ({reason}): name another place, or make room there") from error
 
 
 def _between(text: str, start: str, end: str) -> str:

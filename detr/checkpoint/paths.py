@@ -1,6 +1,8 @@
 """Names that stand for weights on the network, for Detectron2's path manager. Importing this registers them."""
 
+import re
 from typing import Any
+from urllib.error import URLError
 
 import torchvision
 from detectron2.utils.file_io import PathManager
@@ -34,6 +36,25 @@ class ZooHandler(PathHandler):  # type: ignore[misc]
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         model = parse_zoo_path(path)
         return fetch(model.url, model.hash_prefix)
+
+
+def local_path(path: str) -> str:
+    """The file or folder here that ``path`` stands for: itself, or what was downloaded for a URL or a name.
+
+    A URL whose file name ends in the beginning of its SHA-256, as PyTorch's published weights have it, is held
+    to that. Raises InputError for what cannot be downloaded.
+    """
+    hashed = re.fullmatch(r"https?://\S+-([0-9a-f]{8,64})\.pth", path)
+    if hashed:
+        return fetch(path, hashed[1])
+    try:
+        return str(PathManager.get_local_path(path))
+    except (URLError, OSError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise InputError(
+            f"cannot download the weights {path} ({reason}): check the network, or fetch the file by other means and "
+            "name it instead"
+        ) from error
 
 
 def torchvision_url(path: str) -> str:

@@ -212,18 +212,18 @@ def test_the_command_line_ends_with_one_line(shapes_root, tmp_path):
     assert result.stderr.splitlines()[-1].startswith("error: MODEL.DETR.NUM_CLASSES is 5, but")
 
 
-def test_nan_weights_stop_a_training_without_objects_too(shapes_root, tmp_path, trained):
+def test_weights_that_overflow_stop_a_training_without_objects_too(shapes_root, tmp_path, trained):
     """No object, no matching cost: the loss itself must tell."""
     checkpoint = torch.load(trained / "model_final.pth", weights_only=True)
-    checkpoint["model"]["class_embed.bias"].fill_(float("nan"))
-    torch.save({"model": checkpoint["model"]}, tmp_path / "nan.pth")
+    checkpoint["model"]["class_embed.weight"].fill_(3e38)  # finite themselves, as a checkpoint must be
+    torch.save({"model": checkpoint["model"]}, tmp_path / "huge.pth")
     flat = {"bbox": [1, 1, 0, 5], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}  # the mapper drops it
     empty = [{**x, "annotations": [flat]} for x in DatasetCatalog.get("shapes_train")]
     DatasetCatalog.register("empty_images", lambda: empty)
     try:
         with pytest.raises(FloatingPointError, match=r"diverged at iteration 0 .*Lower SOLVER\.BASE_LR") as error:
             train(tmp_path / "out", {**TRAINING, "DATASETS.TRAIN": "('empty_images',)", "SOLVER.MAX_ITER": 2,
-                                     "MODEL.WEIGHTS": tmp_path / "nan.pth"})  # fmt: skip
+                                     "MODEL.WEIGHTS": tmp_path / "huge.pth"})  # fmt: skip
     finally:
         DatasetCatalog.remove("empty_images")
     assert "\n" not in str(error.value)
