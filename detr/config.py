@@ -37,6 +37,19 @@ def add_detr_config(cfg: CN) -> None:
     # New: the backbone feature that the transformer reads; "" takes the backbone's last.
     cfg.MODEL.DETR.IN_FEATURE = ""
 
+    # New: masks are trained on a DETR that is left as it is (sec. 4.3): no gradients but the mask head's.
+    cfg.MODEL.DETR.FREEZE_DETR = False
+    # New: with masks, instances of a lower score are left out, and their masks are not computed.
+    cfg.MODEL.DETR.INSTANCE_SCORE_THRESHOLD = 0.0
+
+    # New: panoptic maps (sec. 4.3); they want MODEL.MASK_ON and a data set with things and stuff.
+    cfg.MODEL.DETR.PANOPTIC = CN()
+    cfg.MODEL.DETR.PANOPTIC.ENABLED = False
+    cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD = 0.85  # of queries that take part
+    cfg.MODEL.DETR.PANOPTIC.MIN_AREA = 4  # in pixels: segments that are not larger are dropped
+    # "original": stuff is merged once, as for the published PQ; "exact": again after segments were dropped
+    cfg.MODEL.DETR.PANOPTIC.STUFF_MERGE = "original"
+
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
 
