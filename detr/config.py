@@ -29,7 +29,8 @@ def add_detr_config(cfg: CN) -> None:
     cfg.MODEL.DETR.HIDDEN_DIM = 256  # d; divisible by NHEADS, by 4 (half for each image axis), by 16 with masks
     cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 100  # N; an image with more objects loses the surplus
 
-    # A trained box DETR to start from when masks are trained (the wrapper's second stage).
+    # A trained box DETR to start from, and to leave as it is, when masks are trained (the wrapper's second
+    # stage): the same as MODEL.WEIGHTS with FREEZE_DETR. Evaluation reads MODEL.WEIGHTS alone.
     cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
 
     # New: "sine" (fixed) or "learned" (two tables of 50 rows, for feature maps up to 50 x 50).

@@ -56,6 +56,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     fit_machine(cfg)
     check_names(cfg)
+    if not args.eval_only:
+        start_from_frozen_weights(cfg)
     resumes = args.resume and PathManager.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if not resumes:
         check_weights(cfg.MODEL.WEIGHTS, needed=args.eval_only)
@@ -73,6 +75,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.resume and not resumes:
         logger.warning("--resume: %s holds no checkpoint, so that this starts from MODEL.WEIGHTS", cfg.OUTPUT_DIR)
     return cfg
+
+
+def start_from_frozen_weights(cfg: CfgNode) -> None:
+    """Lets a training of masks start from the box DETR in MODEL.DETR.FROZEN_WEIGHTS, the wrapper's key.
+
+    Weights are loaded once: those in MODEL.WEIGHTS would overwrite the frozen ones.
+    """
+    frozen = cfg.MODEL.DETR.FROZEN_WEIGHTS
+    if frozen:
+        print(f"MODEL.DETR.FROZEN_WEIGHTS: starting from {frozen}, which stays as it is, instead of MODEL.WEIGHTS")
+        cfg.MODEL.WEIGHTS = frozen
 
 
 def _read(folder: str, name: str) -> str | None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
 from detr.modeling.matcher import HungarianMatcher, Matches, Targets
 
@@ -28,6 +28,8 @@ class SetCriterion(nn.Module):
         ce_weight: float = 1.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
+        mask_weight: float = 1.0,
+        dice_weight: float = 1.0,
         no_object_weight: float = 0.1,
     ) -> None:
         """num_classes: K; the no-object class is row K."""
@@ -35,6 +37,7 @@ class SetCriterion(nn.Module):
         self.matcher = matcher
         self.num_classes = num_classes
         self.weights = {"loss_ce": ce_weight, "loss_bbox": l1_weight, "loss_giou": giou_weight}
+        self.mask_weights = {"loss_mask": mask_weight, "loss_dice": dice_weight}
         class_weight = torch.ones(num_classes + 1)
         class_weight[-1] = no_object_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
@@ -85,6 +88,27 @@ class SetCriterion(nn.Module):
             "loss_bbox": l1.view(layers, -1).sum(1) / num_boxes,
             "loss_giou": giou.view(layers, -1).sum(1) / num_boxes,
         }
+
+    def mask_losses(self, mask_logits: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
+        """Weighted ``loss_mask`` (sigmoid focal) and ``loss_dice`` of matched pairs (paper, sec. 4.3): scalars.
+
+        mask_logits: (P, h, w), one for each of the pairs; targets: with masks (M, H, W), which the predictions
+        are upsampled to
+        """
+        if targets.masks is None:
+            raise ValueError("mask losses want targets with masks")
+        truth = targets.masks[matches.target].flatten(1).float()  # (P, H W)
+        with torch.autocast(mask_logits.device.type, enabled=False):
+            size = targets.masks.shape[-2:]
+            upsampled = F.interpolate(mask_logits[:, None].float(), size=size, mode="bilinear", align_corners=False)
+            predicted = upsampled.flatten(1)  # (P, H W)
+            focal = sigmoid_focal_loss(predicted, truth, alpha=0.25, gamma=2.0).mean(1)  # (P,)
+            probability = predicted.sigmoid()
+            overlap = (probability * truth).sum(1)
+            dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
+            num_boxes = self._num_boxes(targets)
+            losses = {"loss_mask": focal.sum() / num_boxes, "loss_dice": dice.sum() / num_boxes}
+        return {name: self.mask_weights[name] * loss for name, loss in losses.items()}
 
     @staticmethod
     def _num_boxes(targets: Targets) -> Tensor | float:

@@ -23,11 +23,13 @@ class Targets:
     labels: (M,) int64 in [0, K)
     boxes: (M, 4) float32, cxcywh in [0, 1] of the unpadded image
     sizes: M_i for each of the N images, on the host, so that nothing waits for the device
+    masks: (M, H, W) bool over the padded batch, or None where masks are not trained
     """
 
     labels: Tensor
     boxes: Tensor
     sizes: list[int]
+    masks: Tensor | None = None
 
 
 @dataclass
@@ -41,6 +43,12 @@ class Matches:
     image: Tensor
     query: Tensor
     target: Tensor
+
+    def of_last_layer(self, layers: int) -> "Matches":
+        """The pairs of the last of the layers; every layer matches the same number."""
+        pairs = len(self.layer) // layers
+        start = len(self.layer) - pairs
+        return Matches(self.layer[start:], self.image[start:], self.query[start:], self.target[start:])
 
 
 class HungarianMatcher(nn.Module):

@@ -4,6 +4,7 @@ N  images, H x W their padded size in pixels
 L  decoder layers, Q queries, K classes without no-object, d width of the transformer
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from detr.errors import InputError
-from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, freeze_unused, padding_mask
+from detr.modeling.backbone import padding_mask
+from detr.modeling.building import parts_from_config
 from detr.modeling.criterion import SetCriterion
 from detr.modeling.mask_head import MaskFeatures, MaskHead
-from detr.modeling.matcher import HungarianMatcher, Targets
-from detr.modeling.position_encoding import LearnedPositionEncoding, SinePositionEncoding
-from detr.modeling.postprocessing import box_instances, instance_masks
+from detr.modeling.matcher import Targets
+from detr.modeling.postprocessing import Postprocessor
 from detr.modeling.transformer import Transformer
 
 
@@ -67,11 +68,13 @@ class Detr(nn.Module):
         position_encoding: nn.Module,
         transformer: Transformer,
         criterion: SetCriterion,
+        postprocessor: Postprocessor,
         num_classes: int,
         num_queries: int,
         deep_supervision: bool = True,
         mask_head: MaskHead | None = None,
         pyramid: tuple[str, ...] = (),
+        freeze_detr: bool = False,
         pixel_mean: tuple[float, ...] = (123.675, 116.280, 103.530),
         pixel_std: tuple[float, ...] = (58.395, 57.120, 57.375),
     ) -> None:
@@ -83,6 +86,7 @@ class Detr(nn.Module):
         deep_supervision: whether the earlier decoder layers are penalised too (auxiliary losses)
         mask_head: makes the queries' masks; None for boxes alone
         pyramid: the names of the backbone's features that the mask head reads, from coarse to fine
+        freeze_detr: whether the mask head alone is trained, on a DETR that stays as it is
         pixel_mean, pixel_std: of the image's channels, in the range 0..255
         """
         super().__init__()
@@ -98,58 +102,21 @@ class Detr(nn.Module):
         self.mask_head = mask_head
         self.pyramid = pyramid
         self.criterion = criterion
+        self.postprocessor = postprocessor
         self.num_classes = num_classes
         self.deep_supervision = deep_supervision
+        self.freeze_detr = freeze_detr
+        if freeze_detr:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name.startswith("mask_head."))
         # Divided by 255 first, an image gives the original's tensor to the last bit.
         self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", _per_channel(pixel_std), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The only place where cfg becomes the model's parts. Raises InputError for impossible sizes."""
-        keys = cfg.MODEL.DETR
-        _check_sizes(cfg)
-        backbone = build_detr_backbone(cfg)
-        in_feature = choose_feature(backbone, keys.IN_FEATURE)
-        pyramid = choose_pyramid(backbone, in_feature) if cfg.MODEL.MASK_ON else ()
-        shapes = backbone.output_shape()
-        if len(shapes) > 1:
-            freeze_unused(backbone, (in_feature, *pyramid))
-        matcher = HungarianMatcher(cost_class=1.0, cost_bbox=keys.L1_WEIGHT, cost_giou=keys.GIOU_WEIGHT)
-        return {
-            "backbone": backbone,
-            "in_feature": in_feature,
-            "position_encoding": POSITION_ENCODINGS[keys.POSITION_EMBEDDING](keys.HIDDEN_DIM),
-            "transformer": Transformer(
-                d=keys.HIDDEN_DIM,
-                heads=keys.NHEADS,
-                encoder_layers=keys.ENC_LAYERS,
-                decoder_layers=keys.DEC_LAYERS,
-                feedforward=keys.DIM_FEEDFORWARD,
-                dropout=keys.DROPOUT,
-                pre_norm=keys.PRE_NORM,
-            ),
-            "criterion": SetCriterion(
-                matcher=matcher,
-                num_classes=keys.NUM_CLASSES,
-                l1_weight=keys.L1_WEIGHT,
-                giou_weight=keys.GIOU_WEIGHT,
-                no_object_weight=keys.NO_OBJECT_WEIGHT,
-            ),
-            "num_classes": keys.NUM_CLASSES,
-            "num_queries": keys.NUM_OBJECT_QUERIES,
-            "deep_supervision": keys.DEEP_SUPERVISION,
-            "mask_head": MaskHead(
-                d=keys.HIDDEN_DIM,
-                heads=keys.NHEADS,
-                pyramid_channels=tuple(shapes[name].channels for name in pyramid),
-            )
-            if pyramid
-            else None,
-            "pyramid": pyramid,
-            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
-            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
-        }
+        """The parts that cfg asks for (see ``parts_from_config``)."""
+        return parts_from_config(cfg)
 
     @property
     def device(self) -> torch.device:
@@ -161,22 +128,21 @@ class Detr(nn.Module):
         Each input is a dict with
 
         * ``image``: (3, H_i, W_i) uint8 or float in the range 0..255, channels as in ``INPUT.FORMAT``
-        * ``instances`` (training): ``gt_boxes`` xyxy in pixels of ``image``, ``gt_classes`` in [0, K)
+        * ``instances`` (training): ``gt_boxes`` xyxy in pixels of ``image``, ``gt_classes`` in [0, K), with a
+          mask head ``gt_masks``, BitMasks of the size of ``image``
         * ``height``, ``width`` (inference): the output's size in pixels; by default that of ``image``
 
-        Returns the dict of weighted losses in training, else a list of ``{"instances": Instances}``
-        (see ``box_instances``), with ``pred_masks`` (Q, height, width) bool where there is a mask head.
+        Returns the dict of weighted losses in training, else a list of dicts, one an image, as
+        ``Postprocessor`` makes them: ``instances``, and ``panoptic_seg`` where it is enabled.
         Raises InputError for labels outside [0, K), FloatingPointError where the outputs are not finite
         in training.
         """
-        if self.training and self.mask_head is not None:
-            raise InputError(
-                "this version evaluates masks but does not train them yet: set MODEL.MASK_ON False to train boxes"
-            )
         images = self.preprocess(batched_inputs)
-        outputs = self.predict(images, all_layers=self.training and self.deep_supervision)
+        # A frozen DETR learns nothing from auxiliary losses.
+        all_layers = self.training and self.deep_supervision and not self.freeze_detr
+        outputs = self.predict(images, all_layers=all_layers)
         if self.training:
-            return self.losses(outputs.logits, outputs.boxes, self.targets(batched_inputs))
+            return self.losses(outputs, self.targets(batched_inputs, tuple(images.tensor.shape[-2:])))
         return self.postprocess(outputs, batched_inputs, images)
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -189,6 +155,10 @@ class Detr(nn.Module):
 
     def predict(self, images: ImageList, all_layers: bool) -> Outputs:
         """The network itself, but for the masks: who wants them says of which queries (see ``MaskHead``)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_detr):
+            return self._predict(images, all_layers)
+
+    def _predict(self, images: ImageList, all_layers: bool) -> Outputs:
         features = self.backbone(images.tensor)
         projected = self.input_proj(features[self.in_feature])  # (N, d, H / stride, W / stride)
         n, _, h, w = projected.shape
@@ -202,8 +172,15 @@ class Detr(nn.Module):
             mask_features = MaskFeatures(projected, memory, padding, pyramid, queries=decoded[-1])
         return Outputs(self.class_embed(decoded), self.bbox_embed(decoded), mask_features)
 
-    def targets(self, batched_inputs: list[dict[str, Any]]) -> Targets:
-        """Ground truth on the model's device, boxes as cxcywh in [0, 1]."""
+    def train(self, mode: bool = True) -> "Detr":
+        """A frozen DETR keeps its dropout, as in the original, but not one of its statistics moves."""
+        super().train(mode)
+        if self.freeze_detr:
+            self.backbone.eval()
+        return self
+
+    def targets(self, batched_inputs: list[dict[str, Any]], padded_size: tuple[int, int]) -> Targets:
+        """Ground truth on the model's device, boxes as cxcywh in [0, 1], masks padded to the batch's size."""
         instances: list[Instances] = [x["instances"] for x in batched_inputs]
         labels, boxes = [], []
         for x, truth in zip(batched_inputs, instances, strict=True):
@@ -216,7 +193,25 @@ class Detr(nn.Module):
             labels=torch.cat(labels).to(self.device, non_blocking=True),
             boxes=torch.cat(boxes).to(self.device, non_blocking=True),
             sizes=[len(x) for x in instances],
+            masks=self._target_masks(instances, padded_size) if self.mask_head is not None else None,
         )
+
+    def _target_masks(self, instances: list[Instances], padded_size: tuple[int, int]) -> Tensor:
+        """(M, H, W) bool, False in the padding."""
+        total = sum(len(x) for x in instances)
+        masks = torch.zeros(total, *padded_size, dtype=torch.bool, device=self.device)
+        start = 0
+        for truth in instances:
+            if not truth.has("gt_masks"):
+                raise InputError(
+                    "MODEL.MASK_ON is True, but the training targets have no gt_masks: the data set's mapper must give "
+                    "them, as detr.data's do"
+                )
+            height, width = truth.image_size
+            end = start + len(truth)
+            masks[start:end, :height, :width] = truth.gt_masks.tensor.to(self.device, non_blocking=True)
+            start = end
+        return masks
 
     def _check_labels(self, labels: Tensor, x: dict[str, Any]) -> None:
         # K itself would train as no-object without a word; a larger one kills a CUDA kernel later on.
@@ -226,64 +221,46 @@ class Detr(nn.Module):
                 f"[0, {self.num_classes}): set MODEL.DETR.NUM_CLASSES to the data set's number of classes"
             )
 
-    def losses(self, logits: Tensor, boxes: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Weighted losses; the metrics go to the event storage, never here."""
-        losses, matches = self.criterion(logits, boxes, targets)
+    def losses(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Weighted losses, of masks for matched queries alone; the metrics go to the event storage, never here."""
+        logits = outputs.logits
+        losses, matches = self.criterion(logits, outputs.boxes, targets)
+        if self.mask_head is not None and outputs.mask_features is not None:
+            last = matches.of_last_layer(len(logits))
+            mask_logits = self.mask_head(outputs.mask_features, last.image, last.query)  # (P, h, w)
+            losses |= self.criterion.mask_losses(mask_logits, targets, last)
         if has_event_storage():  # of this rank's batch; Detectron2 smooths them over the last 20
             get_event_storage().put_scalars(**self.criterion.metrics(logits, targets, matches))
         return losses
 
     def postprocess(
         self, outputs: Outputs, batched_inputs: list[dict[str, Any]], images: ImageList
-    ) -> list[dict[str, Instances]]:
+    ) -> list[dict[str, Any]]:
         """The last layer's outputs -> one dict an image, at output size."""
         results = []
-        padded_size = tuple(images.tensor.shape[-2:])
         for index, (x, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            size = int(x.get("height", image_size[0])), int(x.get("width", image_size[1]))
-            instances = box_instances(outputs.logits[-1, index], outputs.boxes[-1, index].float(), size)
+            masks_of = None
             if self.mask_head is not None and outputs.mask_features is not None:
-                queries = torch.arange(len(instances), device=self.device)
                 # One image at a time: 16 images' mask logits alone would take half a gigabyte.
-                features = outputs.mask_features.of_image(index)
-                logits = self.mask_head(features, torch.zeros_like(queries), queries)  # (Q, h, w)
-                instances.pred_masks = instance_masks(logits, padded_size, image_size, size)
-            results.append({"instances": instances})
+                masks_of = functools.partial(_masks_of, self.mask_head, outputs.mask_features.of_image(index))
+            results.append(
+                self.postprocessor(
+                    outputs.logits[-1, index],
+                    outputs.boxes[-1, index].float(),
+                    masks_of,
+                    padded_size=tuple(images.tensor.shape[-2:]),
+                    image_size=image_size,
+                    size=(int(x.get("height", image_size[0])), int(x.get("width", image_size[1]))),
+                )
+            )
         return results
 
 
-POSITION_ENCODINGS = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}
+def _masks_of(mask_head: MaskHead, features: MaskFeatures, queries: Tensor) -> Tensor:
+    """Mask logits (R, h, w) of queries (R,) of the one image in ``features``."""
+    return mask_head(features, torch.zeros_like(queries), queries)
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:
     """(C,) in the range 0..255 -> (C, 1, 1) in 0..1."""
     return torch.tensor([value / 255 for value in values]).view(-1, 1, 1)
-
-
-def _check_sizes(cfg: CfgNode) -> None:
-    keys = cfg.MODEL.DETR
-    d, heads = keys.HIDDEN_DIM, keys.NHEADS
-    for key in ("NUM_CLASSES", "NUM_OBJECT_QUERIES", "HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD", "DEC_LAYERS"):
-        if keys[key] < 1:
-            raise InputError(f"MODEL.DETR.{key} is {keys[key]}: it must be at least 1")
-    if keys.POSITION_EMBEDDING not in POSITION_ENCODINGS:
-        raise InputError(
-            f"MODEL.DETR.POSITION_EMBEDDING is {keys.POSITION_EMBEDDING!r}: it must be one of "
-            f"{', '.join(POSITION_ENCODINGS)}"
-        )
-    if d % heads:
-        raise InputError(
-            f"MODEL.DETR.HIDDEN_DIM {d} is not divisible by MODEL.DETR.NHEADS {heads}: every head takes an equal "
-            f"share of it; {max(d // heads, 1) * heads} would do"
-        )
-    multiple = 4 if keys.POSITION_EMBEDDING == "sine" else 2
-    if d % multiple:
-        raise InputError(
-            f"MODEL.DETR.HIDDEN_DIM {d} is not divisible by {multiple}: the {keys.POSITION_EMBEDDING} position "
-            f"encoding gives half of it to each image axis; {max(d // multiple, 1) * multiple} would do"
-        )
-    if cfg.MODEL.MASK_ON and d % 16:
-        raise InputError(
-            f"MODEL.DETR.HIDDEN_DIM {d} is not divisible by 16: the mask head halves it four times; "
-            f"{max(d // 16, 1) * 16} would do"
-        )

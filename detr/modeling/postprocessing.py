@@ -1,16 +1,104 @@
-"""From the network's outputs to Detectron2's structures.
+"""From the network's outputs of one image to Detectron2's structures, at output size.
 
-Q  queries
-K  classes without no-object
+    Q  object queries, K classes without no-object
+    h, w  mask logits, over the padded input of the model
+
+Sizes are (height, width) in pixels: ``padded_size`` of the model's input with padding, ``image_size`` without,
+``size`` of the output.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from detr.modeling.panoptic import panoptic_queries, panoptic_segmentation
+
 MASKS_AT_ONCE = 10  # a COCO image's mask at the input's size is 4 MB in float32
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PanopticSettings:
+    """score_threshold of a query to take part; min_area in pixels, above which a segment is kept;
+    stuff_merge: "original" or "exact" (see ``panoptic_segmentation``)."""
+
+    score_threshold: float = 0.85
+    min_area: int = 4
+    stuff_merge: str = "original"
+
+
+class Postprocessor(nn.Module):
+    """What becomes of an image's logits, boxes and masks."""
+
+    is_thing: Tensor
+
+    def __init__(
+        self, *, is_thing: list[bool], score_threshold: float = 0.0, panoptic: PanopticSettings | None = None
+    ) -> None:
+        """is_thing: for each of the K classes; stuff is no instance
+        score_threshold: with masks, instances of a lower score are left out
+        panoptic: None for no panoptic map
+        """
+        super().__init__()
+        self.has_stuff = not all(is_thing)
+        self.score_threshold = score_threshold
+        self.panoptic = panoptic
+        self.register_buffer("is_thing", torch.tensor(is_thing), persistent=False)
+
+    def forward(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        masks_of: Callable[[Tensor], Tensor] | None,
+        *,
+        padded_size: Size,
+        image_size: Size,
+        size: Size,
+    ) -> dict[str, Any]:
+        """logits: (Q, K + 1); boxes: (Q, 4) cxcywh in [0, 1]
+
+        masks_of: queries (R,) -> their mask logits (R, h, w); None in a model without masks. It is asked once,
+        for the queries that count.
+
+        Returns ``instances`` (see ``box_instances``; with ``pred_masks`` (I, height, width) bool where there are
+        masks), and where it is wanted ``panoptic_seg`` (see ``panoptic_segmentation``).
+        """
+        instances = box_instances(logits, boxes, size)
+        chosen = torch.ones_like(instances.scores, dtype=torch.bool)
+        if self.has_stuff:
+            chosen = self.is_thing[instances.pred_classes]
+        if masks_of is None:
+            return {"instances": instances[chosen] if self.has_stuff else instances}
+
+        chosen = chosen & (instances.scores >= self.score_threshold)
+        counts = chosen.clone()
+        if self.panoptic is not None:
+            queries, labels, scores = panoptic_queries(logits, self.panoptic.score_threshold)
+            counts[queries] = True
+        mask_logits = masks_of(counts.nonzero().squeeze(1))
+        row = counts.cumsum(0) - 1  # (Q,): where a query's mask is among these
+        sizes = {"padded_size": padded_size, "image_size": image_size, "size": size}
+        results: dict[str, Any] = {}
+        if self.panoptic is not None:
+            results["panoptic_seg"] = panoptic_segmentation(
+                mask_logits[row[queries]],
+                labels,
+                scores,
+                is_thing=self.is_thing,
+                min_area=self.panoptic.min_area,
+                stuff_merge=self.panoptic.stuff_merge,
+                **sizes,
+            )
+        instances = instances[chosen]
+        instances.pred_masks = instance_masks(mask_logits[row[chosen]], **sizes)
+        return {"instances": instances, **results}
 
 
 def box_instances(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> Instances:
@@ -34,17 +122,8 @@ def box_instances(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> Insta
     )
 
 
-def instance_masks(
-    logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int], size: tuple[int, int]
-) -> Tensor:
-    """Binary masks of one image from their logits, in the original's two steps.
-
-    logits: (Q, h, w), over the padded input
-    padded_size, image_size: (height, width) in pixels of the model's input with padding, and without
-    size: (height, width) of the output in pixels
-
-    Returns (Q, height, width) bool.
-    """
+def instance_masks(logits: Tensor, padded_size: Size, image_size: Size, size: Size) -> Tensor:
+    """Binary masks of one image from their logits (R, h, w), in the original's two steps: (R, height, width) bool."""
     height, width = image_size
     masks = torch.empty(len(logits), *size, dtype=torch.bool, device=logits.device)
     for chunk, mask in zip(logits.split(MASKS_AT_ONCE), masks.split(MASKS_AT_ONCE), strict=True):

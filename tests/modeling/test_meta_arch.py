@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
 
 from detr.engine.setup import load_config
@@ -86,7 +87,7 @@ def test_the_padding_mask_reaches_the_attention(tiny_config, monkeypatch):
     assert (together - alone).abs().max() < 0.5 * (unmasked - alone).abs().max()
 
 
-MASKS = {"MODEL.MASK_ON": True, "MODEL.DETR.FROZEN_WEIGHTS": "boxes.pth"}  # read in training alone
+MASKS = {"MODEL.MASK_ON": True}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -129,10 +130,149 @@ def test_the_mask_head_changes_no_box_and_reads_the_last_layer(tiny_config):
     assert torch.equal(without.boxes, last.boxes)
 
 
-def test_masks_are_not_trained_yet(tiny_config):
-    model = build(tiny_config, MASKS).train()
-    with pytest.raises(InputError, match=r"evaluates masks but does not train them yet: set MODEL\.MASK_ON False"):
-        model([make_input(BOXES, [0, 1])])
+def with_masks(x):
+    """The input with masks that fill its boxes."""
+    truth = x["instances"]
+    masks = torch.zeros(len(truth), *truth.image_size, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, truth.gt_boxes.tensor.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    truth.gt_masks = BitMasks(masks)
+    return x
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("objects", [[2, 1], [0, 2], [0, 0]], ids=str)
+def test_masks_train_with_any_backbone_and_with_empty_images(tiny_config, backbone, objects):
+    model = build(tiny_config, {**BACKBONES[backbone], **MASKS}).train()
+    sizes = [(96, 128), (90, 101)]
+    batch = [with_masks(make_input(BOXES[:n], [1, 3][:n], size)) for n, size in zip(objects, sizes, strict=True)]
+    losses = model(batch)
+    assert len(losses) == 8  # three losses, two decoder layers, and two of masks, of the last layer alone
+    assert (losses["loss_mask"] > 0) == (losses["loss_dice"] > 0) == (sum(objects) > 0)
+    sum(losses.values()).backward()
+    trainable = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert not [name for name, gradient in trainable.items() if gradient is None]
+    assert all(torch.isfinite(gradient).all() for gradient in trainable.values())
+
+
+def test_targets_are_padded_with_the_batch(tiny_config):
+    model = build(tiny_config, MASKS)
+    batch = [with_masks(make_input(BOXES, [0, 1], size)) for size in [(90, 101), (96, 128)]]
+    masks = model.targets(batch, (96, 128)).masks
+    assert masks.shape == (4, 96, 128)
+    assert torch.equal(masks[:2, :90, :101], batch[0]["instances"].gt_masks.tensor)
+    assert not masks[:2, 90:].any()
+    assert not masks[:2, :, 101:].any()
+    assert torch.equal(masks[2:], batch[1]["instances"].gt_masks.tensor)
+
+
+def test_masks_without_targets_are_told(tiny_config):
+    with pytest.raises(InputError, match=r"MODEL\.MASK_ON is True, but the training targets have no gt_masks"):
+        build(tiny_config, MASKS).train()([make_input(BOXES, [0, 1])])
+
+
+@pytest.mark.parametrize("key", ["MODEL.DETR.FREEZE_DETR", "MODEL.DETR.FROZEN_WEIGHTS"])
+def test_a_frozen_detr_stays_as_it_is(tiny_config, key):
+    """Steps on the masks change no box by a bit, and leave no gradient and no statistic behind (a trained norm's too)."""
+    value = True if key.endswith("DETR") else "boxes.pth"
+    model = build(tiny_config, {**MASKS, key: value, "MODEL.DETR.DROPOUT": 0.1})
+    image = make_input([], [], (96, 128))
+    with torch.no_grad():
+        before = model.eval()([image])[0]["instances"]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    assert model.transformer.training  # dropout, as in the original
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)
+    for seed in range(2):
+        losses = model([with_masks(make_input(BOXES, [0, 1], seed=seed))])
+        assert losses.keys() == {"loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice"}
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"mask_head"}
+    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, state[name])}
+    assert changed == {"mask_head"}
+    with torch.no_grad():
+        after = model.eval()([image])[0]["instances"]
+    assert torch.equal(before.pred_boxes.tensor, after.pred_boxes.tensor)
+    assert torch.equal(before.scores, after.scores)
+    assert not torch.equal(before.pred_masks, after.pred_masks)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"MODEL.DETR.FREEZE_DETR": True}, r"FREEZE_DETR is True, which wants masks: set MODEL\.MASK_ON True"),
+        ({"MODEL.DETR.FROZEN_WEIGHTS": "x.pth"}, r"FROZEN_WEIGHTS is 'x\.pth', which wants masks"),
+        ({"MODEL.DETR.PANOPTIC.ENABLED": True}, r"PANOPTIC\.ENABLED is True, which wants masks"),
+        (
+            {**MASKS, "MODEL.DETR.PANOPTIC.STUFF_MERGE": "none"},
+            "STUFF_MERGE is 'none': it must be one of original, exact",
+        ),
+        (
+            {**MASKS, "MODEL.DETR.PANOPTIC.ENABLED": True, "MODEL.DETR.NUM_CLASSES": 9},
+            r"wants to know things from stuff, but none of the data sets .*shapes_val.* has metadata of 9 classes",
+        ),
+    ],
+    ids=str,
+)
+def test_masks_that_cannot_be_are_told(tiny_config, settings, message):
+    with pytest.raises(InputError, match=message):
+        build(tiny_config, settings)
+
+
+PANOPTIC = {**MASKS, "MODEL.DETR.PANOPTIC.ENABLED": True, "MODEL.DETR.NUM_CLASSES": 7}  # shapes: 4 things, 3 stuff
+
+
+def lively_panoptic(tiny_config, settings=None):
+    model = build(tiny_config, {**PANOPTIC, **(settings or {})}).eval()
+    with torch.no_grad():
+        model.query_embed.weight.mul_(5)
+        model.class_embed.weight.normal_(0, 0.4)
+        model.mask_head.out_lay.weight.mul_(10)
+    return model
+
+
+def test_panoptic_maps_and_the_instances_of_things(tiny_config):
+    model = lively_panoptic(tiny_config, {"MODEL.DETR.PANOPTIC.SCORE_THRESHOLD": 0.3})
+    inputs = [make_input([], [], (96, 128)), make_input([], [], (90, 101), seed=1)]
+    inputs[1].update(height=180, width=303)
+    with torch.no_grad():
+        outputs = model(inputs)
+        logits = model.predict(model.preprocess(inputs), all_layers=False).logits[-1]
+    for output, x, logit in zip(outputs, inputs, logits, strict=True):
+        best = logit[:, :-1].argmax(-1)
+        assert output["instances"].pred_classes.tolist() == best[best < 4].tolist()
+        assert 0 < len(output["instances"]) < 20
+        segmentation, segments = output["panoptic_seg"]
+        assert segmentation.dtype == torch.int32
+        assert segmentation.shape == (x["height"], x["width"]) == output["instances"].pred_masks.shape[1:]
+        assert {segment["id"] for segment in segments} == set(segmentation.unique().tolist()) - {0}
+        assert all(segment["isthing"] == (segment["category_id"] < 4) for segment in segments)
+    assert any(output["panoptic_seg"][1] for output in outputs)
+
+
+def test_the_mask_head_runs_on_the_queries_that_count(tiny_config, monkeypatch):
+    """Stuff and low scores are no instances; the map wants those above its threshold: the rest costs nothing."""
+    model = lively_panoptic(tiny_config, {"MODEL.DETR.INSTANCE_SCORE_THRESHOLD": 0.5})
+    rows = []
+    forward = model.mask_head.forward
+
+    def counted(features, image_of, query_of):
+        rows.append(query_of.tolist())
+        return forward(features, image_of, query_of)
+
+    monkeypatch.setattr(model.mask_head, "forward", counted)
+    x = make_input([], [], (96, 128))
+    with torch.no_grad():
+        (output,) = model([x])
+        probability = model.predict(model.preprocess([x]), all_layers=False).logits[-1, 0].softmax(-1)
+    scores, best = probability[:, :-1].max(-1)
+    in_map = (scores > 0.85) & (scores > probability[:, -1])
+    expected = (in_map | ((scores >= 0.5) & (best < 4))).nonzero().squeeze(1).tolist()
+    assert rows == [expected]
+    assert 0 < len(expected) < 20
+    assert output["instances"].scores.min() >= 0.5
 
 
 def test_a_wrapper_yaml_for_masks_evaluates(tmp_path):
