@@ -27,6 +27,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-classes", type=_positive, metavar="N", help="classes of the output, without no-object")
     parser.add_argument("--num-queries", type=_positive, metavar="N", help="object queries of the output")
     parser.add_argument("--dc5", action="store_true", help="the weights are of a DC5 model, which tensors do not tell")
+    parser.add_argument("--heads", type=_positive, metavar="N", help="attention heads, not told by tensors either")
+    parser.add_argument("--own-classes", action="store_true", help="80, 91, 133 or 250 classes are not COCO's")
     parser.add_argument("--backbone", choices=BACKBONES, help="for transformers: its own ResNet, or timm's")
     parser.add_argument("--verify", action="store_true", help="run source and output, and compare what they find")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
@@ -64,14 +66,20 @@ def main(argv: list[str] | None = None) -> None:
             num_queries=args.num_queries,
             backbone=args.backbone,
             dc5=args.dc5,
+            heads=args.heads,
+            own_classes=args.own_classes,
             overwrite=args.overwrite,
             unsafe=args.unsafe_load,
         )
     )
-    rows = report.rows + (verify(report.source, report.output, report.facts) if args.verify else [])
-    width = max(len(name) for name, _ in rows)
+    print_rows(report.rows)
+    if args.verify:
+        print_rows([("verified", verify(report.source, report.output, report.facts))])
+
+
+def print_rows(rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<11}  {value}", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ class Facts:
 
     dilation: bool | None = None  # DC5: res5 dilated by [1, 2, 2]
     heads: int | None = None  # of attention
+    classes: tuple[str, ...] | None = None  # their names, where they are not COCO's
 
     def or_else(self, other: "Facts") -> "Facts":
         """What this one knows, else what ``other`` does."""
-        return Facts(
-            dilation=other.dilation if self.dilation is None else self.dilation,
-            heads=other.heads if self.heads is None else self.heads,
-        )
+        known = {key: value for key, value in vars(self).items() if value is not None}
+        return Facts(**{**vars(other), **known})
 
 
 @dataclass(frozen=True)

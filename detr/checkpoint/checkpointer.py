@@ -15,13 +15,15 @@ from detr.checkpoint.files import load_file, weights_in_folder
 from detr.checkpoint.formats import DETECTRON2
 from detr.checkpoint.paths import local_path
 from detr.checkpoint.rows import fit
-from detr.checkpoint.source import Source, read
+from detr.checkpoint.source import NOTE, Source, read, source_of
 from detr.errors import InputError
 from detr.modeling.meta_arch import Detr
 
 logger = logging.getLogger(__name__)
 
 _STEM = "backbone.stem.conv1.weight"
+_DECODER = "transformer.decoder.norm.weight"
+_ENCODER_NORM = "transformer.encoder.norm.weight"  # of the pre-norm variant alone
 
 
 class DetrCheckpointer(DetectionCheckpointer):
@@ -43,17 +45,36 @@ class DetrCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None  # else Detectron2 refuses the next attempt
         return loaded
 
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As Detectron2's, with a note on what the tensors of a ``Detr`` do not tell."""
+        if isinstance(self.model, Detr):
+            kwargs[NOTE] = {"dilation": _is_dilated(self.model), "heads": self.model.transformer.heads}
+        super().save(name, **kwargs)
+
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if not filename.endswith(".pkl"):
-            loaded: dict[str, Any] = super()._load_file(filename)
-            return loaded
-        content = load_file(filename)  # refuses what Detectron2 would unpickle without asking
-        if isinstance(self.model, Detr) and "blobs" not in content:
-            found = self._understood(read(filename))
-            if found is not None:
-                return found
-        loaded = super()._load_file(filename)
+        # Detectron2 reads these two kinds with an unpickler that runs any code in them.
+        if filename.endswith(".pkl"):
+            return self._zoo_pickle(filename)
+        if filename.endswith(".pyth"):
+            weights = load_file(filename).get("model_state")
+            if not isinstance(weights, dict):
+                raise InputError(f"{filename} has no model_state: a .pyth file is read as one of pycls'")
+            weights = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        loaded: dict[str, Any] = super()._load_file(filename)
         return loaded
+
+    def _zoo_pickle(self, filename: str) -> dict[str, Any]:
+        """A pickle of arrays, of Detectron2's model zoo or of Caffe2's."""
+        content = load_file(filename)
+        if "model" in content and "__author__" in content:
+            source = source_of(filename, content)
+            source.rest.clear()
+            understood = self._understood(source) if isinstance(self.model, Detr) else None
+            return understood or content
+        blobs = content.get("blobs", content)
+        weights = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         if not isinstance(self.model, Detr):
@@ -66,16 +87,16 @@ class DetrCheckpointer(DetectionCheckpointer):
         if source.format is None:
             return None
         logger.info("%s: %s, %d tensors", source.path, source.format.title, len(source.state))
+        _compare(source.facts, self.model)
+        if source.format is DETECTRON2:
+            return {"model": source.state, **source.rest}
         conversion = source.to_detectron2()
         for line in conversion.lines:
             logger.info(line)
-        _compare(source.facts, self.model)
         if source.format.backbone_only and _STEM not in self.model.state_dict():
             # A backbone around the ResNet, such as FPN: Detectron2 finds the names by their ends.
             body = {key.removeprefix("backbone."): value for key, value in conversion.state.items()}
             return {"model": body, "matching_heuristics": True}
-        if source.format is DETECTRON2:
-            return {"model": conversion.state, **source.rest}
         if source.rest:
             logger.info("left out: %s, which are of another program's training", ", ".join(sorted(source.rest)))
         return {"model": conversion.state}
@@ -131,24 +152,31 @@ def serve_detectron2() -> None:
 
 def _compare(facts: Facts, model: Detr) -> None:
     """Warns where the weights were trained for a function that has the same tensors and other results."""
-    res5 = getattr(model.backbone, "res5", None)
-    dilation = res5 is not None and res5[-1].conv2.dilation[0] > 1
-    if facts.dilation is not None and facts.dilation != dilation:
+    if facts.dilation is not None and facts.dilation != _is_dilated(model):
+        weights, config, value = ("with", "without", 2) if facts.dilation else ("without", "with", 1)
         logger.warning(
-            "the weights are of a model %s DC5 (dilated res5) and the config is of one %s: results suffer; set "
-            "MODEL.RESNETS.RES5_DILATION %d",
-            *(("with", "without", 2) if facts.dilation else ("without", "with", 1)),
+            f"the weights are of a model {weights} DC5 (dilated res5) and the config is of one {config}: results "
+            f"suffer; set MODEL.RESNETS.RES5_DILATION {value}"
         )
     heads = model.transformer.heads
     if facts.heads is not None and facts.heads != heads:
         logger.warning(
-            "the weights were trained with %d attention heads and the model has %d: results mean nothing; set "
-            "MODEL.DETR.NHEADS %d",
-            *(facts.heads, heads, facts.heads),
+            f"the weights were trained with {facts.heads} attention heads and the model has {heads}: results mean "
+            f"nothing; set MODEL.DETR.NHEADS {facts.heads}"
         )
 
 
+def _is_dilated(model: Detr) -> bool:
+    res5 = getattr(model.backbone, "res5", None)
+    return res5 is not None and hasattr(res5[-1], "conv2") and bool(res5[-1].conv2.dilation[0] > 1)
+
+
 def _check_shapes(state: dict[str, Any], own: dict[str, Any]) -> None:
+    if _DECODER in state and (_ENCODER_NORM in state) != (_ENCODER_NORM in own):
+        raise InputError(
+            f"the weights are of a {'pre' if _ENCODER_NORM in state else 'post'}-norm transformer and the model is the "
+            f"other: results would mean nothing; set MODEL.DETR.PRE_NORM {_ENCODER_NORM in state}"
+        )
     wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
     if wrong:
         key = wrong[0]

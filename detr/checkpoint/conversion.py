@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from detr.checkpoint.architecture import Facts, architecture
+from detr.checkpoint.completeness import missing_keys
 from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_file
 from detr.checkpoint.formats import Format, from_detectron2, target_format
 from detr.checkpoint.paths import ZOO, local_path
@@ -32,6 +33,8 @@ class Request:
     num_queries: int | None = None
     backbone: str | None = None  # for transformers, one of BACKBONES; None: its own where that can run the model
     dc5: bool = False  # the weights are of a DC5 model, which the tensors do not tell
+    heads: int | None = None  # of attention, which they do not tell either
+    own_classes: bool = False  # 80, 91, 133 or 250 classes are not COCO's
     overwrite: bool = False
     unsafe: bool = False  # unpickle without restriction
 
@@ -57,13 +60,18 @@ def convert(request: Request) -> Report:
     source = read(_found(request.source), unsafe=request.unsafe)
     _check_output(source.path, request.output, is_folder=request.to == "transformers")
     # Between programs that both count COCO's ids, class rows stay as they are.
-    keep_ids = request.to != "detectron2" and request.num_classes is None
+    keep_ids = request.own_classes or (request.to != "detectron2" and request.num_classes is None)
     conversion = source.to_detectron2(keep_ids=keep_ids)
-    facts = source.facts.or_else(Facts(dilation=True)) if request.dc5 else source.facts
+    facts = Facts(dilation=True if request.dc5 else None, heads=request.heads).or_else(source.facts)
     if conversion.source.backbone_only and (request.to != "detectron2" or request.num_classes or request.num_queries):
         raise InputError(f"{request.source} is a backbone alone: it has neither classes nor queries, and no other form")
+    lost = [] if conversion.source.backbone_only else missing_keys(conversion.state)
+    if lost and (request.to != "detectron2" or request.num_classes or request.num_queries):
+        raise InputError(f"{source.path} lacks {len(lost)} tensors that a whole DETR has, the first: {lost[0]}")
     state, resized = _resized(conversion.state, request.num_classes, request.num_queries)
     lines = [*conversion.lines, *resized]
+    if lost:
+        lines.append(f"INCOMPLETE: {len(lost)} tensors that a whole DETR has are missing, the first: {lost[0]}")
     if unused := sorted(source.rest.keys() - {NOTE}):
         lines.append(f"left out: {', '.join(unused)} (of a training, which the output cannot go on with)")
 
@@ -71,25 +79,25 @@ def convert(request: Request) -> Report:
     target = target_format(state, request.to, timm=timm)
     if request.to == "detectron2":
         written, output = state, request.output
-        known = {key: value for key, value in vars(facts).items() if value is not None}
-        save_file({"model": state, **({NOTE: known} if known else {})}, output)
+        save_file({"model": state, **_note(facts)}, output)
     else:
-        back = from_detectron2(state, target)
+        coco = conversion.coco and not request.own_classes and not resized
+        back = from_detectron2(state, target, coco=coco)
         written, output = back.state, request.output
         lines += back.lines
         if request.to == "original":
-            save_file({"model": written}, output)
+            save_file({"model": written, **_note(facts)}, output)
         else:
             sizes = architecture(state, facts)
             check_transformers(sizes, timm=timm)
-            save_transformers(written, sizes, timm=timm, path=output)
+            save_transformers(written, sizes, timm=timm, path=output, classes=facts.classes)
             output = os.path.join(output, WEIGHTS_IN_FOLDER[0])
     rows = [
         ("source", source.path),
         ("format", conversion.source.title),
         ("keys mapped", f"{len(source.state)} -> {len(written)}"),
         *(("note", line) for line in lines),
-        ("DC5", _dilation(facts, conversion.source)),
+        *(() if conversion.source.backbone_only else _told(facts)),
         ("output", f"{output} ({target.title})"),
         ("size", f"{os.path.getsize(output) / 2**20:.1f} MiB"),
         ("SHA-256", _sha256(output)),
@@ -136,12 +144,16 @@ def _resized(state: State, num_classes: int | None, num_queries: int | None) -> 
     return fit(state, {**dict(zip(CLASS_KEYS, values, strict=True)), QUERY_KEY: embedding.weight.detach()})
 
 
-def _dilation(facts: Facts, source: Format) -> str:
-    if source.backbone_only:
-        return "a backbone serves both"
-    if facts.dilation is None:
-        return "not told by the source, taken as no; --dc5 says otherwise"
-    return "yes" if facts.dilation else "no"
+def _note(facts: Facts) -> dict[str, dict[str, object]]:
+    """What the tensors do not tell, for the next program that reads the file."""
+    known = {key: list(value) if key == "classes" else value for key, value in vars(facts).items() if value is not None}
+    return {NOTE: known} if known else {}
+
+
+def _told(facts: Facts) -> list[tuple[str, str]]:
+    dilation = {None: "not told by the source, taken as no (--dc5)", True: "yes", False: "no"}[facts.dilation]
+    heads = "not told by the source, taken as 8 (--heads)" if facts.heads is None else str(facts.heads)
+    return [("DC5", dilation), ("heads", heads)]
 
 
 def _sha256(path: str) -> str:

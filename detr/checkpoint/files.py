@@ -1,9 +1,11 @@
 """Reading and writing checkpoint files: no unrestricted unpickling, no half-written output."""
 
 import argparse
+import functools
 import json
 import os
 import pickle
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,10 +49,11 @@ def load_file(path: str, *, unsafe: bool = False) -> dict[str, Any]:
         raise InputError(f"{path} is empty: it holds no checkpoint")
     try:
         content = _reader(path, unsafe)(path)
+    except InputError:  # of a part of the checkpoint
+        raise
     except (pickle.UnpicklingError, _Refused) as error:
-        reason = str(error).split("Please file an issue")[0]
-        wanted = _between(reason, "GLOBAL ", " was not an allowed")
-        detail = f"it asks for the class {wanted}" if wanted else "it is no PyTorch file, or is damaged"
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        detail = f"it asks for the class {wanted[1]}" if wanted else "it is no PyTorch file, or is damaged"
         raise InputError(
             f"{path} is refused, because {detail}; only tensors and plain values are loaded (converter.py has "
             "--unsafe-load for an old file of your own)"
@@ -67,9 +70,9 @@ def _reader(path: str, unsafe: bool) -> Callable[[str], Any]:
     if path.endswith(".safetensors"):
         return load_safetensors
     if path.endswith(".index.json"):
-        return _load_shards
+        return functools.partial(_load_shards, unsafe=unsafe)
     if path.endswith(".pkl"):
-        return _load_arrays
+        return _load_any_pickle if unsafe else _load_arrays
     return _load_unrestricted if unsafe else _load_torch
 
 
@@ -82,12 +85,15 @@ def _load_unrestricted(path: str) -> Any:
     return torch.load(path, map_location="cpu", weights_only=False)
 
 
-def _load_shards(path: str) -> dict[str, Any]:
+def _load_shards(path: str, unsafe: bool) -> dict[str, Any]:
     with open(path, encoding="utf-8") as file:
-        parts = sorted(set(json.load(file)["weight_map"].values()))
+        part_of: dict[str, str] = json.load(file)["weight_map"]
     content: dict[str, Any] = {}
-    for part in parts:
-        content |= load_file(os.path.join(os.path.dirname(path), os.path.basename(part)))
+    for part in sorted(set(part_of.values())):
+        content |= load_file(os.path.join(os.path.dirname(path), os.path.basename(part)), unsafe=unsafe)
+    lost = [key for key in part_of if key not in content]
+    if lost:
+        raise InputError(f"{path} promises {lost[0]} in {part_of[lost[0]]}, which does not hold it: is that one whole?")
     return content
 
 
@@ -106,6 +112,11 @@ def _load_arrays(path: str) -> Any:
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy 2 on names that older pickles have for its parts
         return _ArrayUnpickler(file, encoding="latin1").load()
+
+
+def _load_any_pickle(path: str) -> Any:
+    with open(path, "rb") as file:
+        return pickle.load(file, encoding="latin1")
 
 
 def weights_in_folder(folder: str) -> str:
@@ -177,8 +188,3 @@ def _place_for(path: str) -> Iterator[str]:
     except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {path} ({reason}): name another place, or make room there") from error
-
-
-def _between(text: str, start: str, end: str) -> str:
-    _, found, rest = text.partition(start)
-    return rest.partition(end)[0].strip() if found else ""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from detr.checkpoint import names
-from detr.checkpoint.rows import State, num_rows, to_category_ids, to_contiguous
+from detr.checkpoint.completeness import check_class_head
+from detr.checkpoint.rows import COCO_ROWS, State, num_rows, to_category_ids, to_contiguous
 from detr.errors import InputError
 
 
@@ -41,12 +42,13 @@ TRANSFORMERS_TIMM, TRANSFORMERS_RESNET, TRANSFORMERS_TIMM_MASKS, TRANSFORMERS_RE
     )
 )
 TRANSFORMERS = (TRANSFORMERS_TIMM, TRANSFORMERS_RESNET, TRANSFORMERS_TIMM_MASKS, TRANSFORMERS_RESNET_MASKS)
-RESNET = Format("Detectron2 ResNet (backbone alone)", (("{any}", "backbone.{any}"),), backbone_only=True)
-DETECTRON2 = Format("Detectron2, this project", (("{any}", "{any}"),))
+RESNET = Format("Detectron2 ResNet (backbone alone)", names.RESNET, backbone_only=True)
+DETECTRON2 = Format("Detectron2, this project", names.DETECTRON2)
 
 # Keys that hold no weight of the model, and why they are left out.
+_BATCHES = r".+\.num_batches_tracked"
 _LEFT_OUT = {
-    r".+\.num_batches_tracked": "frozen batch norms count no batches",
+    _BATCHES: "frozen batch norms count no batches",
     r"(?:criterion|detr\.criterion)\.empty_weight": "the loss takes it from the config",
     r"pixel_(?:mean|std)": "the config has them",
     r"(?:stem\.)?fc\.(?:weight|bias)": "a backbone has no classifier",
@@ -59,6 +61,7 @@ class Conversion:
 
     state: State
     source: Format
+    coco: bool  # whether 80 or 133 classes are COCO's, and may be numbered by its ids
     lines: list[str] = field(default_factory=list)  # what a user should know, a sentence each
 
 
@@ -97,32 +100,37 @@ def to_detectron2(state: Mapping[str, Tensor], *, coco_ids: bool = True) -> Conv
     coco_ids: whether a class head of 92 or 251 rows counts COCO's category ids; such a head becomes one of
         81 or 134 rows in Detectron2's order. Other sizes are kept.
 
-    Raises InputError for an unknown format, for keys that no rule maps and for attention projections that
-    lack a part.
+    Raises InputError for an unknown format, for keys that no rule maps, for half a class head and for attention
+    projections that lack a part.
     """
     source = recognise(state)
     if source is None:
         raise InputError(f"in no format that is known here: the first keys are {', '.join(list(state)[:3])}")
-    if source is DETECTRON2:
-        return Conversion(dict(state), source)
-    kept, lines = _without_left_out(state)
+    # Detectron2's backbones may have batch norms that do count.
+    any_backbone = source in (DETECTRON2, WRAPPER, WRAPPER_MASKS)
+    kept, lines = _without_left_out(state, [_BATCHES] if any_backbone else [])
     renamed = _renamed(kept, lambda key: names.translate(key, source.rules), f"the kind {source.title}")
     if source.separate_projections:
         renamed = _stack_projections(renamed)
-    contiguous = to_contiguous(renamed) if coco_ids and source not in (WRAPPER, WRAPPER_MASKS) else renamed
+    check_class_head(renamed)
+    if any_backbone:
+        return Conversion(renamed, source, num_rows(renamed) - 1 in COCO_ROWS.values() and coco_ids, lines)
+    contiguous = to_contiguous(renamed) if coco_ids else renamed
     old, new = num_rows(renamed), num_rows(contiguous)
     if old != new:
         lines.append(f"class rows {old} -> {new}: COCO's category ids, in Detectron2's order")
-    return Conversion(contiguous, source, lines)
+    return Conversion(contiguous, source, old != new, lines)
 
 
-def from_detectron2(state: Mapping[str, Tensor], target: Format) -> Conversion:
+def from_detectron2(state: Mapping[str, Tensor], target: Format, *, coco: bool = True) -> Conversion:
     """The inverse of ``to_detectron2``.
 
-    A class head of 81 or 134 rows becomes one of 92 or 251 that counts COCO's category ids; the rows of ids
-    that COCO does not use never win. Raises InputError for keys that have no name in ``target``.
+    coco: whether a class head of 81 or 134 rows is COCO's. It becomes one of 92 or 251 rows that counts COCO's
+        category ids; the rows of ids that COCO does not use never win.
+
+    Raises InputError for keys that have no name in ``target``.
     """
-    expanded, lines = to_category_ids(dict(state)), []
+    expanded, lines = to_category_ids(dict(state)) if coco else dict(state), []
     old, new = num_rows(state), num_rows(expanded)
     if old != new:
         lines.append(
@@ -133,7 +141,7 @@ def from_detectron2(state: Mapping[str, Tensor], target: Format) -> Conversion:
         expanded = _split_projections(expanded)
     what = f"the kind {target.title}, where only ResNets have a place, and pre-norm in the original alone"
     renamed = _renamed(expanded, lambda key: names.translate(key, target.rules, backwards=True), what)
-    return Conversion(renamed, DETECTRON2, lines)
+    return Conversion(renamed, DETECTRON2, coco, lines)
 
 
 def target_format(state: Mapping[str, Tensor], to: str, *, timm: bool = False) -> Format:
@@ -148,10 +156,10 @@ def target_format(state: Mapping[str, Tensor], to: str, *, timm: bool = False) -
     return DETECTRON2
 
 
-def _without_left_out(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+def _without_left_out(state: Mapping[str, Tensor], but: list[str]) -> tuple[State, list[str]]:
     kept, lines = dict(state), []
     for pattern, reason in _LEFT_OUT.items():
-        found = [key for key in kept if re.fullmatch(pattern, key)]
+        found = [key for key in kept if pattern not in but and re.fullmatch(pattern, key)]
         for key in found:
             del kept[key]
         if found:

@@ -100,6 +100,11 @@ WRAPPER = _prefixed("detr.", _WRAPPED)
 WRAPPER_MASKS = _prefixed("detr.", (*_prefixed("detr.", _WRAPPED), *_MASKS))
 
 TORCHVISION = _torchvision_body()
+RESNET = (("{any}", "backbone.{any}"),)
+
+_MASK_NAMES = tuple(ours for _, ours in _MASKS)
+_POSITIONS = ("position_encoding.row_embed.{p}", "position_encoding.col_embed.{p}")
+DETECTRON2 = tuple((name, name) for name in ("backbone.{any}", *_ALIKE, *_POSITIONS, *_MASK_NAMES))
 
 _TRANSFORMERS_HEADS = (
     ("model.encoder.layers.{n}.self_attn.{a}", _ENCODER + ".self_attn.{a}"),

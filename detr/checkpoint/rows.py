@@ -74,7 +74,7 @@ def fit(state: State, fresh: Mapping[str, Tensor]) -> tuple[State, list[str]]:
     if old and new and old != new:
         shared = THINGS if {old, new} == {THINGS + 1, PANOPTIC + 1} else 0
         for key in CLASS_KEYS:
-            rows = fresh[key].detach().clone()
+            rows = fresh[key].detach().to(state[key].dtype, copy=True)
             rows[-1] = state[key][-1]
             rows[:shared] = state[key][:shared]
             fitted[key] = rows
@@ -83,7 +83,7 @@ def fit(state: State, fresh: Mapping[str, Tensor]) -> tuple[State, list[str]]:
     if QUERY_KEY in state and QUERY_KEY in fresh:
         old, new = len(state[QUERY_KEY]), len(fresh[QUERY_KEY])
         if old != new:
-            queries = fresh[QUERY_KEY].detach().clone()
+            queries = fresh[QUERY_KEY].detach().to(state[QUERY_KEY].dtype, copy=True)
             queries[: min(old, new)] = state[QUERY_KEY][:new]
             fitted[QUERY_KEY] = queries
             rest = f"{new - old} more start fresh" if new > old else f"the first {new} are kept"

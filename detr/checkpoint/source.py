@@ -31,7 +31,6 @@ class Source:
     state: dict[str, Tensor]
     format: Format | None  # None: no DETR and no ResNet
     facts: Facts
-    coco_ids: bool  # a class head of 92 or 251 rows counts COCO's category ids
     rest: dict[str, Any] = field(default_factory=dict)  # what the file holds beside the state dict
 
     def to_detectron2(self, *, keep_ids: bool = False) -> Conversion:
@@ -40,7 +39,7 @@ class Source:
         Raises InputError, with the file's name, where the file is no DETR or has keys without a place.
         """
         try:
-            return to_detectron2(self.state, coco_ids=self.coco_ids and not keep_ids)
+            return to_detectron2(self.state, coco_ids=self.facts.classes is None and not keep_ids)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
 
@@ -52,28 +51,32 @@ def read(path: str, *, unsafe: bool = False) -> Source:
     """
     if os.path.isdir(path):
         path = weights_in_folder(path)
-    content = load_file(path, unsafe=unsafe)
+    return source_of(path, load_file(path, unsafe=unsafe))
+
+
+def source_of(path: str, content: Mapping[str, Any]) -> Source:
+    """What ``read`` makes of a file's content. Raises InputError for weights that are no tensors or not finite."""
     key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
     raw = content if key is None else content[key]
     rest = {} if key is None else {name: value for name, value in content.items() if name != key}
     state = _checked(path, raw)
     source = recognise(state)
     config = load_config_json(path) if source in TRANSFORMERS else {}
-    facts = _facts(path, rest, config)
-    return Source(path, state, source, facts, _counts_coco_ids(config), rest)
+    return Source(path, state, source, _facts(path, rest, config), rest)
 
 
 def _checked(path: str, raw: Mapping[Any, Any]) -> dict[str, Tensor]:
     if not raw:
         raise InputError(f"{path} holds no weights: its state dict is empty")
     state: dict[str, Tensor] = {}
+    # DistributedDataParallel puts this before every name.
+    prefix = "module." if all(str(key).startswith("module.") for key in raw) else ""
     for key, value in raw.items():
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(f"{path} holds a {type(value).__name__} under {key!r}, where a tensor belongs")
-        # DistributedDataParallel puts this before every name.
-        state[key.removeprefix("module.")] = value
+        state[key.removeprefix(prefix)] = value
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise InputError(
@@ -89,7 +92,8 @@ def _facts(path: str, rest: Mapping[str, Any], config: Mapping[str, Any]) -> Fac
         return Facts(dilation=released.dc5, heads=8)
     args, note = rest.get("args"), rest.get(NOTE)
     if isinstance(note, Mapping):
-        return Facts(dilation=note.get("dilation"), heads=note.get("heads"))
+        classes = note.get("classes")
+        return Facts(note.get("dilation"), note.get("heads"), tuple(classes) if classes else None)
     if isinstance(args, argparse.Namespace):  # of the authors' training
         return Facts(dilation=getattr(args, "dilation", None), heads=getattr(args, "nheads", None))
     if config:
@@ -99,27 +103,44 @@ def _facts(path: str, rest: Mapping[str, Any], config: Mapping[str, Any]) -> Fac
 
 def _facts_of_transformers(path: str, config: Mapping[str, Any]) -> Facts:
     """Raises InputError for settings that change the function and have no place here."""
+    backbone = config.get("backbone_config")
+    backbone = backbone if isinstance(backbone, Mapping) else {}
     heads = config.get("encoder_attention_heads", 8)
-    for key, here in (("activation_function", "relu"), ("decoder_attention_heads", heads), ("num_channels", 3)):
-        if config.get(key, here) != here:
+    here = {
+        "model_type": ("detr", config),
+        "activation_function": ("relu", config),
+        "decoder_attention_heads": (heads, config),
+        "num_channels": (3, config),
+        "hidden_act": ("relu", backbone),
+        "downsample_in_bottleneck": (False, backbone),
+    }
+    for key, (value, section) in here.items():
+        if section.get(key, value) != value:
             raise InputError(
-                f"the config.json beside {path} has {key} {config[key]}: DETR here runs with {here} alone, so that the "
-                "weights would mean something else"
+                f"the config.json beside {path} has {key} {section[key]!r}: DETR here has {value!r} alone, so that "
+                "the weights would mean something else"
             )
-    return Facts(dilation=_dilation(config), heads=heads)
+    return Facts(_dilation(config, backbone), heads, _own_classes(config))
 
 
-def _dilation(config: Mapping[str, Any]) -> bool:
-    """transformers has had several places for it."""
-    backbone = config.get("backbone_config") or {}
-    strides = (backbone.get("output_stride"), (config.get("backbone_kwargs") or {}).get("output_stride"))
-    return bool(config.get("dilation")) or 16 in strides
+def _dilation(config: Mapping[str, Any], backbone: Mapping[str, Any]) -> bool:
+    """transformers has had several places for it; its own ResNet knows none, and it passes over what is said there."""
+    if backbone.get("model_type") == "resnet":
+        return False
+    options = config.get("backbone_kwargs")
+    options = options if isinstance(options, Mapping) else {}
+    return bool(config.get("dilation")) or 16 in (backbone.get("output_stride"), options.get("output_stride"))
 
 
-def _counts_coco_ids(config: Mapping[str, Any]) -> bool:
-    """Whether the names in a config.json are COCO's at COCO's ids; without names, it is taken for granted."""
-    names = {int(key): str(name) for key, name in (config.get("id2label") or {}).items()}
+def _own_classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes in id2label; None where they are COCO's at COCO's ids, or no names at all."""
+    labels = config.get("id2label")
+    if not isinstance(labels, Mapping) or not all(str(key).isdecimal() for key in labels):
+        return None
+    names = {int(key): str(name) for key, name in labels.items()}
     if all(name == f"LABEL_{key}" for key, name in names.items()):
-        return True
+        return None
     coco = {int(str(category["id"])): category["name"] for category in COCO_CATEGORIES if category["isthing"]}
-    return sum(names.get(key) == name for key, name in coco.items()) > len(coco) / 2
+    if sum(names.get(key) == name for key, name in coco.items()) > len(coco) / 2:
+        return None
+    return tuple(name for _, name in sorted(names.items()))

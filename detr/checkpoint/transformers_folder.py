@@ -21,18 +21,22 @@ def check_transformers(arch: Architecture, *, timm: bool) -> None:
         )
 
 
-def save_transformers(state: State, arch: Architecture, *, timm: bool, path: str) -> None:
+def save_transformers(
+    state: State, arch: Architecture, *, timm: bool, path: str, classes: tuple[str, ...] | None = None
+) -> None:
     """Writes a whole folder in one step.
 
     state: named as in transformers, with ``num_classes + 1`` class rows of its own counting
     arch: the sizes of the model; its ``num_classes`` is Detectron2's
+    classes: their names; by default COCO's where the state counts its ids, else place-holders
     """
     num_classes = next(value.shape[0] for key, value in state.items() if key.endswith("classifier.bias")) - 1
+    names = list(classes) if classes is not None and len(classes) == num_classes else _labels(num_classes)
 
     def write(folder: str) -> None:
         tensors = {key: value.contiguous() for key, value in state.items()}
         save_safetensors(tensors, os.path.join(folder, WEIGHTS_IN_FOLDER[0]), metadata={"format": "pt"})
-        _write_json(_config(arch, timm, num_classes), os.path.join(folder, "config.json"))
+        _write_json(_config(arch, timm, names), os.path.join(folder, "config.json"))
         _write_json(_preprocessor(arch), os.path.join(folder, "preprocessor_config.json"))
 
     save_folder(write, path)
@@ -44,8 +48,7 @@ def _write_json(content: dict[str, Any], path: str) -> None:
         file.write("\n")
 
 
-def _config(arch: Architecture, timm: bool, num_classes: int) -> dict[str, Any]:
-    names = _labels(num_classes)
+def _config(arch: Architecture, timm: bool, names: list[str]) -> dict[str, Any]:
     return {
         "model_type": "detr",
         "architectures": ["DetrForSegmentation" if arch.masks else "DetrForObjectDetection"],

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -16,6 +17,9 @@ from detectron2.utils import comm
 from PIL import Image
 
 from detr.data.dataset_mapper import check_labels, size_problem
+from detr.data.masks import check_segmentations
+from detr.data.metadata import class_names, is_panoptic
+from detr.data.panoptic_mapper import png_size_problem
 from detr.data.shapes import SHAPES, ensure_shapes
 from detr.errors import InputError
 
@@ -38,12 +42,24 @@ def load_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]
     except InputError:
         raise
     except (AssertionError, KeyError, IndexError, TypeError, ValueError, OSError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        files = ", ".join(str(MetadataCatalog.get(name).get("json_file", "no JSON file")) for name in names)
+        files = ", ".join(_annotation_file(name) for name in names)
         raise InputError(
-            f"the data set {', '.join(names)} cannot be loaded ({reason}): check that its annotations ({files}) are "
-            "whole, and that images, annotations and categories refer to each other's ids"
+            f"the data set {', '.join(names)} cannot be loaded ({_reason(error)}): check that its annotations "
+            f"({files}) are whole, and that images, annotations and categories refer to each other's ids"
         ) from error
+
+
+def _annotation_file(name: str) -> str:
+    return str(MetadataCatalog.get(name).get("panoptic_json" if is_panoptic(name) else "json_file", "no JSON file"))
+
+
+def _reason(error: Exception) -> str:
+    detail = error.args[0] if error.args else ""
+    if isinstance(error, AssertionError) and str(detail).endswith((".jpg", ".png")):  # Detectron2 on panoptic sets
+        return f"{detail} does not exist"
+    if isinstance(error, KeyError) and isinstance(detail, int):  # likewise
+        return f"category {detail} is in none of the metadata's thing_ and stuff_dataset_id_to_contiguous_id"
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def check_registered(name: str) -> None:
@@ -63,7 +79,8 @@ def check_files(name: str) -> None:
     if name in SHAPES:
         ensure_shapes()  # written when it is first asked for
     metadata = MetadataCatalog.get(name)
-    for key in ("json_file", "image_root"):
+    panoptic = ("panoptic_json", "panoptic_root") if is_panoptic(name) else ()
+    for key in ("json_file", "image_root", *panoptic):
         path = metadata.get(key)
         if path and "://" not in path and not os.path.exists(path):
             raise InputError(
@@ -73,8 +90,13 @@ def check_files(name: str) -> None:
 
 
 def check_classes(name: str, num_classes: int) -> None:
-    """Raises InputError where NUM_CLASSES is not the data set's number of thing classes."""
-    classes = MetadataCatalog.get(name).get("thing_classes")
+    """Raises InputError where NUM_CLASSES is not the data set's number of classes.
+
+    Those of a panoptic set are things and stuff together; its ids are checked as well.
+    """
+    if is_panoptic(name):
+        _check_panoptic_ids(name)
+    classes = class_names(name)
     if classes is None:
         return
     if len(classes) != num_classes:
@@ -85,10 +107,28 @@ def check_classes(name: str, num_classes: int) -> None:
     logger.info("%s: %d classes, 0 = %s ... %d = %s", name, num_classes, classes[0], num_classes - 1, classes[-1])
 
 
+def _check_panoptic_ids(name: str) -> None:
+    """What the mapper, the panoptic maps and both evaluators rest on. Raises InputError."""
+    metadata = MetadataCatalog.get(name)
+    things, stuff = (
+        sorted((metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}).values()) for kind in ("thing", "stuff")
+    )
+    classes = class_names(name) or []
+    if things and things + stuff == list(range(len(classes))):
+        return
+    separated = name.endswith("_separated")
+    raise InputError(
+        f"the panoptic data set {name} has the things {_shorten(things)} and the stuff {_shorten(stuff)} in its "
+        f"metadata's *_dataset_id_to_contiguous_id, and {len(classes)} stuff_classes: Detr wants things as 0, 1, ..., "
+        "stuff after them, and the names of both in stuff_classes"
+        + (f", which {name.removesuffix('_separated')} has" if separated else "")
+    )
+
+
 def check_same_classes(names: Sequence[str]) -> None:
     """Raises InputError where the data sets name or order their classes differently: AP would be near 0."""
-    named = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
-    known = {name: list(classes) for name, classes in named.items() if classes is not None}
+    named = {name: class_names(name) for name in names}
+    known = {name: classes for name, classes in named.items() if classes is not None}
     for name, classes in known.items():
         first = next(iter(known))
         for index, (a, b) in enumerate(zip(known[first], classes, strict=False)):
@@ -99,8 +139,20 @@ def check_same_classes(names: Sequence[str]) -> None:
                 )
 
 
-def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: int) -> None:
-    """Labels, boxes and numbers of objects of a training set.
+def check_same_task(names: Sequence[str]) -> None:
+    """Raises InputError where only some of the data sets are panoptic: their dicts hold different things."""
+    panoptic = [name for name in names if is_panoptic(name)]
+    if panoptic and len(panoptic) < len(names):
+        other = next(name for name in names if name not in panoptic)
+        raise InputError(
+            f"DATASETS.TRAIN has {panoptic[0]}, which is panoptic, and {other}, which is not: train on one kind"
+        )
+
+
+def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: int, masks: bool = False) -> None:
+    """Labels, boxes, segmentations and numbers of objects of a training set.
+
+    masks: whether every object needs a segmentation
 
     Raises InputError for a label outside [0, num_classes). Warns, once each, of degenerate boxes (which
     the mapper drops) and of images with more objects than queries (the surplus cannot be learned).
@@ -108,7 +160,7 @@ def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: 
     if not any(not obj.get("iscrowd", 0) for x in dicts for obj in x.get("annotations", [])):
         raise InputError("the training data sets have no object at all: check the annotations of their files")
     degenerate: list[str] = []
-    crowded: list[tuple[int, str]] = []
+    numbers: list[int] = []
     for x in dicts:
         annotations = [obj for obj in x.get("annotations", []) if not obj.get("iscrowd", 0)]
         for key in ("bbox", "bbox_mode", "category_id"):
@@ -120,16 +172,38 @@ def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: 
                     f"{x['file_name']} has an object with the bbox {obj['bbox']}: it must be 4 finite numbers"
                 )
         check_labels(annotations, num_classes, x["file_name"])
+        if masks:
+            check_segmentations(annotations, x["file_name"])
         dropped = sum(_is_degenerate(obj, x) for obj in annotations)
         degenerate += [x["file_name"]] * dropped
-        if len(annotations) - dropped > num_queries:
-            crowded.append((len(annotations) - dropped, x["file_name"]))
+        numbers.append(len(annotations) - dropped)
     if degenerate:
         logger.warning(
             "%d degenerate boxes (no width or no height inside the image) are dropped; the first is in %s",
             len(degenerate),
             degenerate[0],
         )
+    _warn_of_surplus(dicts, numbers, num_queries)
+
+
+def check_segments(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: int) -> None:
+    """As ``check_dicts``, for a panoptic training set; its PNGs are left to ``check_images`` and the mapper."""
+    if not any(x.get("segments_info") for x in dicts):
+        raise InputError("the training data sets have no segment at all: check the annotations of their files")
+    for x in dicts:
+        for key in ("pan_seg_file_name", "segments_info"):
+            if key not in x:
+                raise InputError(f"{x['file_name']} has no {key!r}: every image of a panoptic set needs one")
+        for key in ("id", "category_id"):
+            if any(key not in segment for segment in x["segments_info"]):
+                raise InputError(f"{x['file_name']} has a segment without {key!r}: every segment needs one")
+        check_labels(x["segments_info"], num_classes, x["file_name"])
+    _warn_of_surplus(dicts, [len(x["segments_info"]) for x in dicts], num_queries)
+
+
+def _warn_of_surplus(dicts: Sequence[dict[str, Any]], numbers: Sequence[int], num_queries: int) -> None:
+    """numbers: of objects to learn in each of the images."""
+    crowded = [(number, x["file_name"]) for number, x in zip(numbers, dicts, strict=True) if number > num_queries]
     if crowded:
         most, where = max(crowded)
         logger.warning(
@@ -142,8 +216,10 @@ def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: 
         )
 
 
-def check_images(dicts: Sequence[dict[str, Any]]) -> None:
+def check_images(dicts: Sequence[dict[str, Any]], panoptic: bool = False) -> None:
     """Every image is there, and its header tells the size that the data set claims.
+
+    panoptic: whether every image has a panoptic PNG, which must be there too, and of the image's size
 
     Raises InputError that names the first bad file, on all ranks. Only the headers are read, by the main
     process; a JPEG without an end marker is decoded whole.
@@ -151,23 +227,25 @@ def check_images(dicts: Sequence[dict[str, Any]]) -> None:
     problem = None
     if comm.is_main_process():
         start = time.perf_counter()
-        problem = _first_problem(dicts)
+        problem = _first_problem(dicts, panoptic)
         logger.info("Checked the headers of %d images in %.1f s", len(dicts), time.perf_counter() - start)
     problem = comm.all_gather(problem)[0]
     if problem:
         raise InputError(problem)
 
 
-def _first_problem(dicts: Sequence[dict[str, Any]]) -> str | None:
-    missing = list(_missing(x["file_name"] for x in dicts))
-    if missing:
-        more = f" (and {len(missing) - 1} more of {len(dicts)})" if len(missing) > 1 else ""
-        return (
-            f"the image {missing[0]} does not exist{more}: restore it, or point DETECTRON2_DATASETS at the folder "
-            "that holds the data set"
-        )
+def _first_problem(dicts: Sequence[dict[str, Any]], panoptic: bool) -> str | None:
+    for kind, key in (("image", "file_name"), *([("panoptic PNG", "pan_seg_file_name")] if panoptic else [])):
+        missing = list(_missing(x[key] for x in dicts))
+        if missing:
+            more = f" (and {len(missing) - 1} more of {len(dicts)})" if len(missing) > 1 else ""
+            return (
+                f"the {kind} {missing[0]} does not exist{more}: restore it, or point DETECTRON2_DATASETS at the folder "
+                "that holds the data set"
+            )
     with ThreadPoolExecutor(8) as pool:  # waiting for a file, not computing
-        return next(filter(None, pool.map(_header_problem, dicts)), None)
+        problems = pool.map(partial(_header_problem, panoptic=panoptic), dicts)
+        return next(filter(None, problems), None)
 
 
 def _missing(paths: Iterable[str]) -> Iterable[str]:
@@ -181,7 +259,7 @@ def _missing(paths: Iterable[str]) -> Iterable[str]:
         yield from (path for path in members if os.path.basename(path) not in present)
 
 
-def _header_problem(x: dict[str, Any]) -> str | None:
+def _header_problem(x: dict[str, Any], panoptic: bool) -> str | None:
     path = x["file_name"]
     if "://" in path:
         return None  # not worth a download; the mapper checks it when it is read
@@ -192,10 +270,15 @@ def _header_problem(x: dict[str, Any]) -> str | None:
                 width, height = height, width
             if image.format == "JPEG" and not _ends_as_jpeg(path):
                 image.load()  # perhaps cut off: decoding tells
+        problem = size_problem(x, width, height)
+        if problem or not panoptic:
+            return problem
+        path = x["pan_seg_file_name"]
+        with Image.open(path) as png:
+            return png_size_problem(x, png.size, (width, height))
     except Exception as error:  # PIL raises many kinds for broken files
         reason = str(error).replace(repr(path), "").strip()
         return f"cannot read the image {path} ({reason}): restore the file or take it out of the annotations"
-    return size_problem(x, width, height)
 
 
 def _ends_as_jpeg(path: str) -> bool:
@@ -217,5 +300,6 @@ def _is_degenerate(annotation: dict[str, Any], x: dict[str, Any]) -> bool:
     return not (min(x2, width) > max(x1, 0) and min(y2, height) > max(y1, 0))
 
 
-def _shorten(names: Sequence[str]) -> str:
+def _shorten(values: Sequence[Any]) -> str:
+    names = list(map(str, values))
     return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"

@@ -1,5 +1,6 @@
-"""From a Detectron2 dataset dict to what ``Detr`` takes, for boxes."""
+"""From a Detectron2 dataset dict to what ``Detr`` takes: boxes and masks of annotated objects."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 
+from detr.data.masks import check_segmentations, rasterize
 from detr.data.transforms import evaluation_augmentations, training_augmentations
 from detr.errors import InputError
 
@@ -19,6 +21,8 @@ class DetrDatasetMapper:
     A callable for Detectron2's loaders: dataset dict -> the dict that ``Detr.forward`` describes.
     """
 
+    annotation_keys: tuple[str, ...] = ("annotations",)  # of the dict, where ``objects`` finds them
+
     @configurable
     def __init__(
         self,
@@ -27,12 +31,18 @@ class DetrDatasetMapper:
         augmentations: list[T.Augmentation],
         image_format: str,
         num_classes: int,
+        masks: bool = False,
     ) -> None:
-        """is_train: whether annotations become ``instances``; num_classes: K, to check labels against."""
+        """
+        is_train: whether annotations become ``instances``
+        num_classes: K, to check labels against
+        masks: whether ``instances`` hold ``gt_masks`` beside ``gt_boxes`` and ``gt_classes``
+        """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.num_classes = num_classes
+        self.masks = masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -42,28 +52,58 @@ class DetrDatasetMapper:
             "augmentations": _training(cfg) if is_train else _test(cfg),
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.DETR.NUM_CLASSES,
+            "masks": cfg.MODEL.MASK_ON,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Raises InputError, naming the file, for an unreadable image, a wrong size or a label outside [0, K)."""
+        """Raises InputError that names the file, for an unreadable image, a wrong size, or as ``objects`` does."""
         x = dict(dataset_dict)  # the loader keeps the original; what changes below is replaced, not changed
         image = read_image(x, self.image_format)
         x["height"], x["width"] = image.shape[:2]
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
-        height, width = augmented.image.shape[:2]
         x["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))  # uint8
-        annotations = x.pop("annotations", [])
         if self.is_train:
-            objects = [obj for obj in annotations if not obj.get("iscrowd", 0)]  # a crowd is no instance to find
-            check_labels(objects, self.num_classes, x["file_name"])
-            boxes = [
-                detection_utils.transform_instance_annotations(_boxes_only(obj), transforms, (height, width))
-                for obj in objects
-            ]
-            instances = detection_utils.annotations_to_instances(boxes, (height, width))
-            x["instances"] = drop_degenerate(instances)
+            x["instances"] = make_instances(self.objects(x), transforms, augmented.image.shape[:2], self.masks)
+        for key in self.annotation_keys:
+            x.pop(key, None)
         return x
+
+    def objects(self, x: dict[str, Any]) -> list[dict[str, Any]]:
+        """The objects to learn, in pixels of the image as it is in its file; x also has its height and width.
+
+        Each is a dict with ``bbox``, ``bbox_mode``, ``category_id``, and where masks are on ``segmentation``
+        (H, W) bool. Raises InputError for a label outside [0, K) or a segmentation that is missing or damaged.
+        """
+        found = [obj for obj in x.get("annotations", []) if not obj.get("iscrowd", 0)]  # a crowd is no instance
+        check_labels(found, self.num_classes, x["file_name"])
+        if not self.masks:
+            return found
+        check_segmentations(found, x["file_name"])
+        size = x["height"], x["width"]
+        return [{**obj, "segmentation": rasterize(obj["segmentation"], size, x["file_name"])} for obj in found]
+
+
+def make_instances(
+    objects: Sequence[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int], masks: bool
+) -> Instances:
+    """The targets of a transformed image, of ``size`` (height, width); M objects with a box that has an area.
+
+    objects: as ``DetrDatasetMapper.objects`` returns them
+    masks: whether they have a ``segmentation``
+
+    Returns ``gt_boxes`` (M, 4) xyxy in pixels, ``gt_classes`` (M,) int64, and with masks ``gt_masks``
+    (M, height, width). As in the original boxes are transformed as boxes, never fitted to masks again, and decide
+    alone which objects a crop leaves: one whose box reaches into it where its mask does not keeps an empty mask.
+    """
+    boxes = [detection_utils.transform_instance_annotations(_box_of(obj), transforms, size) for obj in objects]
+    instances = detection_utils.annotations_to_instances(boxes, size)
+    if masks:
+        pixels = torch.zeros(len(objects), *size, dtype=torch.bool)
+        for mask, obj in zip(pixels.numpy(), objects, strict=True):
+            mask[:] = transforms.apply_segmentation(obj["segmentation"])
+        instances.gt_masks = BitMasks(pixels)
+    return drop_degenerate(instances)
 
 
 def read_image(dataset_dict: dict[str, Any], image_format: str) -> np.ndarray:
@@ -110,7 +150,7 @@ def drop_degenerate(instances: Instances) -> Instances:
     return instances[(x2 > x1) & (y2 > y1)]
 
 
-def _boxes_only(annotation: dict[str, Any]) -> dict[str, Any]:
+def _box_of(annotation: dict[str, Any]) -> dict[str, Any]:
     return {key: annotation[key] for key in ("bbox", "bbox_mode", "category_id")}
 
 

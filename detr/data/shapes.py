@@ -1,6 +1,7 @@
 """The `shapes` data set: a small COCO, generated on first use, for trying DETR without a download.
 
-`register_shapes()` gives Detectron2 two data sets, `shapes_train` (4000 images) and `shapes_val` (500).
+`register_shapes()` gives Detectron2 `shapes_train` (4000 images) and `shapes_val` (500), with objects to find, and
+`shapes_train_panoptic` and `shapes_val_panoptic`, the same images with every pixel's thing or stuff.
 Nothing is generated until one is loaded, or `ensure_shapes()` is called. The files are in COCO's own
 formats, so that any COCO tool reads them:
 
@@ -22,7 +23,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ from detr.data.shapes_writing import SPLITS, VERSION, write_json, write_split
 from detr.errors import InputError
 
 SEED = 0
-SHAPES = tuple(f"shapes_{split}" for split in SPLITS)  # the names registered with Detectron2
+# The names registered with Detectron2
+SHAPES = tuple(f"shapes_{split}{task}" for split in SPLITS for task in ("", "_panoptic"))
 COUNTS = {"train": 4000, "val": 500}  # images in each split
 
 _STALE_SECONDS = 3600  # a writer needs well under a minute
@@ -47,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 def register_shapes() -> None:
-    """Registers `shapes_train` and `shapes_val` with Detectron2; a second call changes nothing.
+    """Registers the data sets with Detectron2; a second call changes nothing.
 
     The folder is chosen here, from the environment (see `datasets_root`); nothing is written.
 
@@ -57,20 +59,26 @@ def register_shapes() -> None:
     """
     folder = datasets_root() / "shapes"
     for split in SPLITS:
-        name = f"shapes_{split}"
-        if name in DatasetCatalog:
-            continue
-        DatasetCatalog.register(name, partial(_load, folder, split))
-        MetadataCatalog.get(name).set(
-            json_file=str(folder / "annotations" / f"instances_{split}.json"),
-            image_root=str(folder / split),
-            panoptic_json=str(folder / "annotations" / f"panoptic_{split}.json"),
-            panoptic_root=str(folder / f"panoptic_{split}"),
-            evaluator_type="coco",
-            ignore_label=255,
-            label_divisor=1000,
-            **_class_metadata(),
-        )
+        _register(f"shapes_{split}", folder, split, _load, evaluator_type="coco")
+        _register(f"shapes_{split}_panoptic", folder, split, _load_panoptic, evaluator_type="coco_panoptic_seg")
+
+
+def _register(
+    name: str, folder: Path, split: str, load: Callable[[Path, str], list[dict[str, Any]]], evaluator_type: str
+) -> None:
+    if name in DatasetCatalog:
+        return
+    DatasetCatalog.register(name, partial(load, folder, split))
+    MetadataCatalog.get(name).set(
+        json_file=str(folder / "annotations" / f"instances_{split}.json"),
+        image_root=str(folder / split),
+        panoptic_json=str(folder / "annotations" / f"panoptic_{split}.json"),
+        panoptic_root=str(folder / f"panoptic_{split}"),
+        evaluator_type=evaluator_type,
+        ignore_label=255,
+        label_divisor=1000,
+        **_class_metadata(),
+    )
 
 
 def datasets_root() -> Path:
@@ -217,13 +225,15 @@ def _load(folder: Path, split: str) -> list[dict[str, Any]]:
 
     Boxes are XYWH in px; category ids, of annotations and of segments, are contiguous.
     """
-    ensure_shapes(folder.parent)
-    annotations, images = folder / "annotations", str(folder / split)
-    dicts = load_coco_json(str(annotations / f"instances_{split}.json"), images, f"shapes_{split}")
-    panoptic_file, panoptic_folder = annotations / f"panoptic_{split}.json", folder / f"panoptic_{split}"
-    panoptic = {
-        entry["image_id"]: entry
-        for entry in load_coco_panoptic_json(str(panoptic_file), images, str(panoptic_folder), _class_metadata())
-    }
+    json_file = str(folder / "annotations" / f"instances_{split}.json")
+    panoptic = {entry["image_id"]: entry for entry in _load_panoptic(folder, split)}
+    dicts = load_coco_json(json_file, str(folder / split), f"shapes_{split}")
     # Both loaders name the same image file, so that the union contradicts neither.
     return [{**entry, **panoptic[entry["image_id"]]} for entry in dicts]
+
+
+def _load_panoptic(folder: Path, split: str) -> list[dict[str, Any]]:
+    """Detectron2's dicts of one split with `pan_seg_file_name` and `segments_info`, whose ids are contiguous."""
+    ensure_shapes(folder.parent)
+    json_file, pngs = folder / "annotations" / f"panoptic_{split}.json", folder / f"panoptic_{split}"
+    return list(load_coco_panoptic_json(str(json_file), str(folder / split), str(pngs), _class_metadata()))

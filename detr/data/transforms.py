@@ -1,12 +1,15 @@
 """The original's image transforms as Detectron2 augmentations: the same sizes, the same pixels.
 
 Detectron2 rounds the longer side where the original truncates it, which gives another size for about
-45 % of images; everything else (flip, crop, PIL's bilinear filter) is Detectron2's own.
+45 % of images, and takes the nearest pixel of a mask by its centre where the original takes it by its corner;
+everything else (flip, crop, PIL's bilinear filter) is Detectron2's own.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from detectron2.data import transforms as T
 from PIL import Image
 
@@ -29,6 +32,20 @@ def resized_shape(height: int, width: int, size: int, max_size: float) -> tuple[
     return size, int(size * width / height)
 
 
+class ResizeTransform(T.ResizeTransform):
+    """Detectron2's transform with masks resized as the original's."""
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """(h, w) -> (new_h, new_w) of the same type, each pixel that of torch's mode "nearest"."""
+        return segmentation[_nearest(self.h, self.new_h)][:, _nearest(self.w, self.new_w)]
+
+
+def _nearest(size: int, new_size: int) -> np.ndarray:
+    """(new_size,): which of `size` pixels each of the new ones takes."""
+    positions = torch.arange(size, dtype=torch.float32)[None, None]  # float32, in which the original resizes
+    return F.interpolate(positions, size=new_size, mode="nearest")[0, 0].long().numpy()
+
+
 class ResizeShortestEdge(T.ResizeShortestEdge):
     """Detectron2's augmentation with the original's arithmetic."""
 
@@ -42,7 +59,7 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
         if size == 0:  # Detectron2's way to say "leave the image alone"
             return T.NoOpTransform()
         new_height, new_width = resized_shape(height, width, int(size), self.max_size)
-        return T.ResizeTransform(height, width, new_height, new_width, Image.Resampling.BILINEAR)
+        return ResizeTransform(height, width, new_height, new_width, Image.Resampling.BILINEAR)
 
 
 def evaluation_augmentations(min_size: int, max_size: float) -> list[T.Augmentation]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
-    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     print_instances_class_histogram,
@@ -18,8 +17,19 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from detr.checkpoint import DetrCheckpointer
-from detr.data.checks import check_classes, check_dicts, check_images, check_same_classes, load_dicts
+from detr.data.checks import (
+    check_classes,
+    check_dicts,
+    check_images,
+    check_same_classes,
+    check_same_task,
+    check_segments,
+    load_dicts,
+)
 from detr.data.dataset_mapper import DetrDatasetMapper
+from detr.data.masks import check_segmentations
+from detr.data.metadata import class_names, is_panoptic
+from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine import evaluation, solver
 from detr.errors import InputError
 
@@ -36,8 +46,11 @@ def check_test_sets(cfg: CfgNode) -> None:
         dicts = load_dicts([name], filter_empty=False)
         if is_detr(cfg):
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
+            if cfg.MODEL.MASK_ON:
+                for x in dicts:
+                    check_segmentations(x.get("annotations", []), x["file_name"])
         if cfg.DATALOADER.CHECK_IMAGES:
-            check_images(dicts)
+            check_images(dicts, panoptic=is_detr(cfg) and is_panoptic(name))
 
 
 def check_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -45,17 +58,28 @@ def check_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
     if not cfg.DATASETS.TRAIN:
         raise InputError("DATASETS.TRAIN is empty: name a data set there")
     dicts = load_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    panoptic = is_detr(cfg) and is_panoptic(cfg.DATASETS.TRAIN[0])
     if is_detr(cfg):
         for name in cfg.DATASETS.TRAIN:
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
+        check_same_task(cfg.DATASETS.TRAIN)
         check_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        check_dicts(dicts, cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
-        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+        if panoptic:
+            check_segments(dicts, cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
+        else:
+            check_dicts(dicts, cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.NUM_OBJECT_QUERIES, cfg.MODEL.MASK_ON)
+        names = class_names(cfg.DATASETS.TRAIN[0])
         if names:
-            print_instances_class_histogram(dicts, names)
+            _print_histogram(dicts, names, panoptic)
     if cfg.DATALOADER.CHECK_IMAGES:
-        check_images(dicts)
+        check_images(dicts, panoptic)
     return dicts
+
+
+def _print_histogram(dicts: list[dict[str, Any]], names: list[str], panoptic: bool) -> None:
+    if panoptic:  # without "iscrowd", for crowds are objects here
+        dicts = [{"annotations": [{"category_id": s["category_id"]} for s in x["segments_info"]]} for x in dicts]
+    print_instances_class_histogram(dicts, names)
 
 
 class Trainer(DefaultTrainer):
@@ -100,7 +124,8 @@ class Trainer(DefaultTrainer):
         """dataset: dicts that were loaded already; None loads ``cfg.DATASETS.TRAIN``."""
         if not is_detr(cfg):
             return build_detection_train_loader(cfg)  # keypoints, proposals: Detectron2 loads what it needs
-        return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, is_train=True), dataset=dataset)
+        mapper = DetrPanopticMapper if is_panoptic(cfg.DATASETS.TRAIN[0]) else DetrDatasetMapper
+        return build_detection_train_loader(cfg, mapper=mapper(cfg, is_train=True), dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from detr.checkpoint import formats
 from detr.checkpoint.architecture import Architecture, Facts, architecture, resnet_depth
+from detr.checkpoint.files import WEIGHTS_IN_FOLDER
 from detr.checkpoint.rows import COCO_ROWS, coco_rows
 from detr.checkpoint.source import Source, read
 from detr.config import add_detr_config
@@ -36,7 +37,7 @@ AGREEMENT = 1e-4  # more is another function
 class Found:
     """What a model finds in the test images.
 
-    logits: (N, Q, rows), of the classes in Detectron2's order where they are COCO's
+    logits: (N, Q, rows), as the program numbers the classes
     boxes: (N, Q, 4) cxcywh in [0, 1]
     masks: (N, Q, h, w) logits, or None
     """
@@ -46,8 +47,8 @@ class Found:
     masks: Tensor | None = None
 
 
-def verify(source: Source, output: str, facts: Facts) -> list[tuple[str, str]]:
-    """Lines for the report: the largest differences, or why there is nothing to compare.
+def verify(source: Source, output: str, facts: Facts) -> str:
+    """A line for the report: the largest differences, or why there is nothing to compare.
 
     source, facts: of a conversion; output: the weights file that it wrote
     """
@@ -57,27 +58,40 @@ def verify(source: Source, output: str, facts: Facts) -> list[tuple[str, str]]:
     sides = (source, written)
     missing = [name for name in map(_missing_package, sides) if name]
     if missing:
-        return [("verified", f"no: {missing[0]}")]
-    first, second = (run(side, facts) for side in sides)
+        return f"no: {missing[0]}"
+    try:
+        first, second = (run(side, facts) for side in sides)
+    except RuntimeError as error:  # of torch, for weights that are not a model's
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{output} is written, but one of source and output does not run: {reason}") from error
     text, largest = compare(first, second)
     if not largest <= AGREEMENT:
         raise InputError(
             f"{output} is written, but does not do what {source.path} does: {text}; does the source ask for something "
             "that its tensors do not tell, such as another activation?"
         )
-    return [("verified", f"on {len(SIZES)} images, in double precision: {text}")]
+    return f"on {len(SIZES)} images, in double precision: {text}"
 
 
 def compare(first: Found, second: Found) -> tuple[str, float]:
     """The largest differences of each kind of output, in words, and the largest of all."""
+    logits, others = first.logits, second.logits
+    if logits.shape != others.shape:  # one of the two counts COCO's ids, and the other does not
+        logits, others = _contiguous(logits), _contiguous(others)
     differences = {
-        "logits": (first.logits - second.logits).abs().max().item(),
+        "logits": (logits - others).abs().max().item(),
         "boxes": (first.boxes - second.boxes).abs().max().item(),
     }
     if first.masks is not None and second.masks is not None:
         differences["mask logits"] = (first.masks - second.masks).abs().max().item()
     text = ", ".join(f"{name} differ by at most {value:.1e}" for name, value in differences.items())
     return text, max(differences.values())
+
+
+def _contiguous(logits: Tensor) -> Tensor:
+    """(N, Q, 92 or 251) -> (N, Q, 81 or 134); others stay as they are."""
+    rows = logits.shape[-1]
+    return logits[..., coco_rows(COCO_ROWS[rows])] if rows in COCO_ROWS else logits
 
 
 @torch.no_grad()
@@ -92,9 +106,6 @@ def run(side: Source, facts: Facts) -> Found:
             found = _run_original(side, sizes)
         else:
             found = _run_ours(state, sizes)
-    rows = found.logits.shape[-1]
-    if side.coco_ids and rows in COCO_ROWS:
-        found.logits = found.logits[..., coco_rows(COCO_ROWS[rows])]
     return found
 
 
@@ -111,6 +122,10 @@ def _missing_package(side: Source) -> str | None:
         return "transformers is not installed, which one of the two runs with; pip install transformers"
     if timm and importlib.util.find_spec("timm") is None:
         return "timm is not installed, which transformers takes the backbone from; pip install timm"
+    if side.format in formats.TRANSFORMERS:
+        folder, name = os.path.split(os.path.abspath(side.path))
+        if name not in WEIGHTS_IN_FOLDER or not os.path.isfile(os.path.join(folder, "config.json")):
+            return f"transformers wants a folder with config.json and {WEIGHTS_IN_FOLDER[0]}, and {folder} is none"
     if side.format in (formats.ORIGINAL, formats.ORIGINAL_MASKS) and find_original() is None:
         return "the authors' code is not installed; in a checkout `make oracle`, or put their repository on PYTHONPATH"
     if side.format in (formats.WRAPPER, formats.WRAPPER_MASKS):
@@ -181,7 +196,8 @@ def _run_transformers(side: Source) -> Found:
 
     masks = side.format in (formats.TRANSFORMERS_TIMM_MASKS, formats.TRANSFORMERS_RESNET_MASKS)
     kind = transformers.DetrForSegmentation if masks else transformers.DetrForObjectDetection
-    model: nn.Module = kind.from_pretrained(os.path.dirname(side.path), local_files_only=True).eval().double()
+    folder = os.path.dirname(os.path.abspath(side.path))
+    model: nn.Module = kind.from_pretrained(folder, local_files_only=True).eval().double()
     images = ImageList.from_tensors(test_images())
     pixel_mask = torch.zeros(len(images), *images.tensor.shape[-2:], dtype=torch.long)
     for i, (height, width) in enumerate(images.image_sizes):
@@ -191,11 +207,13 @@ def _run_transformers(side: Source) -> Found:
 
 
 @torch.no_grad()
-def _verify_backbone(source: Source, written: Source) -> list[tuple[str, str]]:
+def _verify_backbone(source: Source, written: Source) -> str:
     if source.format is not formats.TORCHVISION:
-        return [("verified", "no: there is no other program to run this backbone with")]
+        return "no: there is no other program to run this backbone with"
     state = source.to_detectron2().state
     depth = resnet_depth(state)
+    if state["backbone.res2.0.conv1.weight"].shape[0] != 64 or state["backbone.res2.0.conv2.weight"].shape[1] != 64:
+        return "no: this is a wide ResNet or a ResNeXt, which is not built here"
     theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None)
     theirs.load_state_dict(source.state, strict=False)  # without its classifier, for some
     cfg = get_cfg()
@@ -209,7 +227,7 @@ def _verify_backbone(source: Source, written: Source) -> list[tuple[str, str]]:
     image = test_images()[0][None]
     expected = nn.Sequential(*list(theirs.eval().double().children())[:-2])(image)
     difference = (ours.eval().double()(image)["res5"] - expected).abs().max() / expected.abs().max()
-    return [("verified", f"features differ from torchvision's by at most {difference:.1e} of the largest")]
+    return f"features differ from torchvision's by at most {difference:.1e} of the largest"
 
 
 @contextmanager

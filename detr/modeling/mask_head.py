@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS_AT_ONCE = 10  # bounds the memory; on the CPU it is faster too
-MAX_GROUPS = 8  # of GroupNorm
+GROUPS = 8  # of GroupNorm
 
 
 @dataclass
@@ -138,8 +138,10 @@ def _conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """8 groups as in the original; fewer in heads so narrow that 8 does not divide a width, or leaves one channel each.
+    """8 groups, as in the original; fewer where 8 does not divide the width, which the original cannot have.
 
-    Alone in its group, a channel would lose its mean and its scale.
+    Then no channel is alone in its group, where it would lose its mean and its scale.
     """
-    return nn.GroupNorm(min(math.gcd(MAX_GROUPS, channels), max(channels // 2, 1)), channels)
+    if channels % GROUPS == 0:
+        return nn.GroupNorm(GROUPS, channels)
+    return nn.GroupNorm(min(math.gcd(GROUPS, channels), max(channels // 2, 1)), channels)

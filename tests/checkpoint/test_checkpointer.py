@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import pickle
 import warnings
 
@@ -16,10 +15,12 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from detr.checkpoint import DetrCheckpointer
+from detr.checkpoint.architecture import Facts
 from detr.checkpoint.conversion import Request, convert
 from detr.checkpoint.formats import to_detectron2
+from detr.checkpoint.source import read
 from detr.errors import InputError
-from tests.parity.oracle import build_original, original_checkpoint
+from tests.checkpoint.samples import Mkdir, as_wrapper, small_original
 from tests.parity.pairs import config
 
 SMALL = {
@@ -40,12 +41,7 @@ def small_config(**settings):
 
 @pytest.fixture(scope="module")
 def original():
-    model, _, _ = build_original(
-        "detr_R_50", hidden_dim=64, dim_feedforward=64, enc_layers=1, dec_layers=1, num_queries=10
-    )
-    for buffer in model.buffers():
-        buffer.add_(0.1 * torch.rand(buffer.shape))
-    return original_checkpoint(model)["model"]
+    return small_original()
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +49,6 @@ def paths(original, tmp_path_factory):
     """The same model in every format."""
     root = tmp_path_factory.mktemp("formats")
     ours = to_detectron2(original).state
-    body = {f"detr.backbone.0.{key}": value for key, value in ours.items() if key.startswith("backbone.")}
-    rest = {f"detr.{key}": value for key, value in ours.items() if not key.startswith("backbone.")}
     contents = {
         "original": {"model": original},
         "training": {
@@ -63,7 +57,7 @@ def paths(original, tmp_path_factory):
             "epoch": 299,
             "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
         },
-        "wrapper": {"model": {**body, **rest, "criterion.empty_weight": torch.ones(81)}},
+        "wrapper": {"model": as_wrapper(original)},
         "detectron2": {"model": ours, "iteration": 7},
         "module": {f"module.{key}": value for key, value in original.items()},
     }
@@ -187,6 +181,31 @@ def test_another_width_is_refused(paths):
         DetrCheckpointer(build_model(small_config(MODEL__DETR__HIDDEN_DIM=128))).load(paths["original"])
 
 
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_weights_of_the_other_norm_are_refused(pre_norm, original, tmp_path):
+    state = original | ({"transformer.encoder.norm.weight": torch.ones(64)} if pre_norm else {})
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=rf"mean nothing; set MODEL\.DETR\.PRE_NORM {pre_norm}"):
+        DetrCheckpointer(build_model(small_config(MODEL__DETR__PRE_NORM=not pre_norm))).load(
+            str(tmp_path / "weights.pth")
+        )
+
+
+def test_a_training_tells_what_tensors_do_not(tmp_path, caplog):
+    model = build_model(small_config(MODEL__DETR__NHEADS=4, MODEL__RESNETS__RES5_DILATION=2))
+    DetrCheckpointer(model, str(tmp_path)).save("model", iteration=3)
+    source = read(str(tmp_path / "model.pth"))
+    assert source.facts == Facts(dilation=True, heads=4)
+    lines, _, _ = warnings_of(caplog, small_config(), str(tmp_path / "model.pth"))
+    assert len(lines) == 2
+
+
+def test_a_prefix_that_some_keys_have_is_no_prefix(original, tmp_path):
+    torch.save(original | {"module.query_embed.weight": torch.zeros(10, 64)}, tmp_path / "both.pth")
+    with pytest.raises(InputError, match=r"1 key is not .*the first: module\.query_embed\.weight"):
+        DetrCheckpointer(build_model(small_config())).load(str(tmp_path / "both.pth"))
+
+
 def test_another_depth_is_told_by_parts(paths, caplog):
     lines, _, _ = warnings_of(caplog, small_config(MODEL__DETR__ENC_LAYERS=2), paths["original"])
     assert len(lines) == 1
@@ -261,18 +280,9 @@ def test_a_resnet_is_found_inside_a_pyramid(suffix, tmp_path):
     assert torch.equal(model.backbone.bottom_up.res4[5].conv2.weight, state["layer3.5.conv2.weight"])
 
 
-class Mkdir:
-    """Unpickled without restriction, it creates a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("name", ["evil.pth", "evil.pkl", "folder"])
-def test_a_malicious_file_does_nothing_in_the_predictor(name, tmp_path):
+@pytest.mark.parametrize("name", ["evil.pth", "evil.pkl", "evil.pyth", "folder"])
+def test_a_malicious_file_does_nothing_in_the_predictor(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as people set it for old files
     target, path = tmp_path / "created", tmp_path / name
     content = {"model": {"backbone.stem.conv1.weight": Mkdir(str(target))}}
     if name == "folder":
@@ -281,7 +291,7 @@ def test_a_malicious_file_does_nothing_in_the_predictor(name, tmp_path):
     elif name.endswith(".pkl"):
         path.write_bytes(pickle.dumps({**content, "__author__": "someone"}))
     else:
-        torch.save(content, path)
+        torch.save({"model_state": content["model"], **content}, path)
     with pytest.raises(InputError, match=r"is refused, because it asks for the class posix\.mkdir"):
         DefaultPredictor(small_config(MODEL__WEIGHTS=str(path)))
     assert not target.exists()

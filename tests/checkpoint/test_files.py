@@ -6,16 +6,7 @@ import torch
 
 from detr.checkpoint.files import load_file, save_file
 from detr.errors import InputError
-
-
-class Touch:
-    """Unpickled without restriction, it creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
+from tests.checkpoint.samples import Mkdir
 
 
 def test_a_training_checkpoint_of_the_original_loads(tmp_path):
@@ -28,7 +19,7 @@ def test_a_training_checkpoint_of_the_original_loads(tmp_path):
 
 def test_a_malicious_file_is_refused_and_does_nothing(tmp_path):
     path, target = str(tmp_path / "evil.pth"), tmp_path / "created"
-    torch.save({"model": Touch(str(target))}, path)
+    torch.save({"model": Mkdir(str(target))}, path)
     with pytest.raises(InputError, match=r"evil\.pth is refused, because it asks for the class posix\.mkdir"):
         load_file(path)
     assert not target.exists()

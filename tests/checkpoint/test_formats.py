@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from detr.checkpoint import formats
+from detr.checkpoint.completeness import missing_keys
 from detr.checkpoint.formats import from_detectron2, recognise, target_format, to_detectron2
 from detr.checkpoint.rows import NEVER, PANOPTIC, THINGS, coco_rows
 from detr.errors import InputError
+from tests.checkpoint.samples import as_wrapper
 from tests.parity.oracle import build_original, original_checkpoint
 
 
@@ -21,12 +23,8 @@ def ours(original):
 
 
 @pytest.fixture(scope="module")
-def wrapped(ours):
-    """As the authors' wrapper names it: their DETR with Detectron2's backbone inside, below `detr`."""
-    body = {
-        f"detr.backbone.0.{key}": value for key, value in ours.items() if key.startswith("backbone.")
-    }  # detr.backbone.0.backbone.stem ...
-    return body | {f"detr.{key}": value for key, value in ours.items() if not key.startswith("backbone.")}
+def wrapped(original):
+    return {key: value for key, value in as_wrapper(original).items() if key != "criterion.empty_weight"}
 
 
 def test_every_tensor_arrives_once_and_unchanged(original, ours):
@@ -77,6 +75,26 @@ def test_a_key_without_a_name_in_the_target_is_named(ours):
         from_detectron2(pre_norm, formats.TRANSFORMERS_TIMM)
     with pytest.raises(InputError, match=r"the first: backbone\.bottom_up\.stem"):
         from_detectron2(ours | {"backbone.bottom_up.stem.conv1.weight": torch.ones(1)}, formats.ORIGINAL)
+
+
+@pytest.mark.parametrize("key", ["backbone.0.body.layer3.2.conv2.weight", "transformer.decoder.layers.1.linear1.bias",
+                                 "transformer.encoder.layers.0.norm1.weight", "bbox_embed.layers.2.bias",
+                                 "query_embed.weight", "backbone.0.body.layer2.0.downsample.1.bias"])  # fmt: skip
+def test_what_is_missing_is_found(original, ours, key):
+    assert missing_keys(ours) == []
+    (lost,) = missing_keys(to_detectron2({k: v for k, v in original.items() if k != key}).state)
+    assert torch.equal(ours[lost], original[key])
+
+
+def test_half_a_class_head_is_refused(original):
+    with pytest.raises(InputError, match=r"class_embed\.weight and class_embed\.bias do not fit each other"):
+        to_detectron2({key: value for key, value in original.items() if key != "class_embed.bias"})
+
+
+def test_a_key_that_is_no_part_of_ours_is_named(ours):
+    assert to_detectron2(ours | {"backbone.bottom_up.anything": torch.zeros(1)})
+    with pytest.raises(InputError, match=r"the first: head\.weight"):
+        to_detectron2(ours | {"head.weight": torch.zeros(1)})
 
 
 def test_what_is_left_out_is_told(original):

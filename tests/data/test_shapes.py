@@ -26,7 +26,7 @@ from tests.source_tree import ROOT
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't:DeprecationWarning")
 
 SMALL = {"train_images": 60, "val_images": 20}
-NAMES = ("shapes_train", "shapes_val")
+NAMES = ("shapes_train", "shapes_val", "shapes_train_panoptic", "shapes_val_panoptic")
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from detectron2.engine import default_argument_parser
 
 import train_net
 from detr.checkpoint.formats import to_detectron2
+from tests.checkpoint.samples import as_wrapper, small_original
 from tests.conftest import as_opts
 from tests.engine.test_setup import WRAPPER_YAML
-from tests.parity.oracle import build_original, original_checkpoint
 
 WRAPPER_SEGMENTATION_YAML = WRAPPER_YAML.replace("MASK_ON: False", "MASK_ON: True").replace(
     "  DETR:\n", '  DETR:\n    FROZEN_WEIGHTS: ""\n'
@@ -30,29 +30,6 @@ SMALL = {
 }
 
 
-def original(masks):
-    model, _, _ = build_original(
-        "detr_R_50", num_classes=4, masks=masks, hidden_dim=128, dim_feedforward=64, enc_layers=1, dec_layers=1
-    )
-    return original_checkpoint(model)["model"]
-
-
-def wrapped(state):
-    """As the authors' wrapper names it."""
-    ours = to_detectron2(state).state
-    masks = any(key.startswith("mask_head.") for key in ours)
-    prefix = "detr.detr." if masks else "detr."
-    renamed = {}
-    for key, value in ours.items():
-        if key.startswith("mask_head.attention."):
-            renamed[key.replace("mask_head.attention.", "detr.bbox_attention.")] = value
-        elif key.startswith("mask_head."):
-            renamed[f"detr.{key}"] = value
-        else:
-            renamed[f"{prefix}backbone.0.{key}" if key.startswith("backbone.") else f"{prefix}{key}"] = value
-    return renamed | {"criterion.empty_weight": torch.ones(5)}
-
-
 def evaluate(yaml, weights, folder):
     path = folder / "wrapper.yaml"
     path.write_text(yaml)
@@ -64,10 +41,10 @@ def evaluate(yaml, weights, folder):
 
 @pytest.mark.parametrize("masks", [False, True], ids=["detection", "segmentation"])
 def test_a_wrapper_yaml_and_a_wrapper_checkpoint_run_unchanged(masks, shapes_root, tmp_path):
-    state = original(masks)
+    state = small_original(num_classes=4, masks=masks, hidden_dim=128, num_queries=100)
     yaml = WRAPPER_SEGMENTATION_YAML if masks else WRAPPER_YAML
     contents = {
-        "wrapper": {"model": wrapped(state)},
+        "wrapper": {"model": as_wrapper(state)},
         # A training checkpoint of the authors' code, with the options of its command line.
         "original": {"model": state, "args": argparse.Namespace(dilation=False), "epoch": 1, "optimizer": {}},
         "detectron2": {"model": to_detectron2(state).state},

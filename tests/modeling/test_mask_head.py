@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from detr.modeling.mask_head import MaskFeatures, MaskHead
 
-D, HEADS, PYRAMID = 32, 4, (12, 10, 6)
+D, HEADS, PYRAMID = 256, 8, (12, 10, 6)  # narrower, GroupNorm would take a channel alone and its bias away
 IMAGES, QUERIES, SIZE = 2, 9, (5, 7)
 PYRAMID_SIZES = ((9, 14), (18, 27), (36, 53))  # odd ones too, as of images of any size
 # More rows than the head takes at once, in no order, one of them twice
@@ -134,8 +134,9 @@ def test_widths_are_those_of_the_originals_checkpoints():
 
 
 def test_narrow_heads_have_groups_that_divide_their_widths():
-    """132, 64, 32, 16 and 8 channels."""
-    assert groups(MaskHead(d=128, heads=4, pyramid_channels=PYRAMID)) == [4, 8, 8, 8, 4]
+    """132, 64, 32, 16 and 8 channels, and 68, 32, 16, 8 and 4."""
+    assert groups(MaskHead(d=128, heads=4, pyramid_channels=PYRAMID)) == [4, 8, 8, 8, 8]
+    assert groups(MaskHead(d=64, heads=4, pyramid_channels=PYRAMID)) == [4, 8, 8, 8, 2]
 
 
 def groups(head):

@@ -1,0 +1,97 @@
+"""From a panoptic dataset dict to what ``Detr`` takes: every segment, thing or stuff, is an object."""
+
+from typing import Any
+
+import numpy as np
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from detr.data.dataset_mapper import DetrDatasetMapper, check_labels
+from detr.errors import InputError
+
+VOID = 0  # the id of pixels that belong to no segment
+
+
+class DetrPanopticMapper(DetrDatasetMapper):
+    """The mapper for dicts with ``pan_seg_file_name`` and ``segments_info``, as `coco_2017_train_panoptic` has.
+
+    Category ids are contiguous already, things and stuff in one space. Crowds are objects like others.
+    """
+
+    annotation_keys = ("annotations", "segments_info", "pan_seg_file_name")
+
+    def objects(self, x: dict[str, Any]) -> list[dict[str, Any]]:
+        """The segments of ``x``, as ``DetrDatasetMapper.objects`` describes them, each with its mask.
+
+        Raises InputError that names the file, for a label outside [0, K), a PNG that cannot be read or has another
+        size than the image, ids in it that ``segments_info`` lacks, or a segment without pixels.
+        """
+        path, segments = x["pan_seg_file_name"], x["segments_info"]
+        check_labels(segments, self.num_classes, x["file_name"])
+        ids = read_segment_ids(path)
+        problem = png_size_problem(x, png=ids.shape[::-1], image=(x["width"], x["height"]))
+        if problem:
+            raise InputError(problem)
+        masks = [ids == segment["id"] for segment in segments]
+        known = ids == VOID
+        for mask, segment in zip(masks, segments, strict=True):
+            if not mask.any():
+                raise InputError(
+                    f"{path} has no pixel of the segment {segment['id']} that its JSON lists: mend one of them"
+                )
+            known |= mask
+        if not known.all():
+            raise InputError(
+                f"{path} has pixels of the segments {_shorten(np.unique(ids[~known]).tolist())}, which its JSON does "
+                f"not list: mend one of them ({VOID} stands for pixels of no segment)"
+            )
+        return [
+            {
+                "bbox": bounds(mask),
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": segment["category_id"],
+                "segmentation": mask,
+            }
+            for mask, segment in zip(masks, segments, strict=True)
+        ]
+
+
+def read_segment_ids(path: str) -> np.ndarray:
+    """The id of every pixel's segment, (H, W) int32, from the colours of a PNG: r + 256 g + 65536 b.
+
+    Raises InputError where the file is missing or damaged.
+    """
+    try:
+        with PathManager.open(path, "rb") as file, Image.open(file) as image:
+            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int32), -1, 0)
+    except Exception as error:  # PIL and the path handlers raise many kinds
+        raise InputError(
+            f"cannot read the panoptic PNG {path} ({type(error).__name__}: {error}): restore the file or take it out "
+            "of the annotations"
+        ) from error
+    return red + 256 * green + 65536 * blue
+
+
+def png_size_problem(dataset_dict: dict[str, Any], png: tuple[int, int], image: tuple[int, int]) -> str | None:
+    """What is wrong where a PNG has another size than its image, both (width, height); None where it has the same."""
+    if png == image:
+        return None
+    return (
+        f"{dataset_dict['pan_seg_file_name']} is {png[0]} x {png[1]} pixels (width x height), but its image "
+        f"{dataset_dict['file_name']} is {image[0]} x {image[1]}: mend one of them"
+    )
+
+
+def bounds(mask: np.ndarray) -> list[int]:
+    """The first and last column and row with pixels of a mask (H, W), as x1, y1, x2, y2.
+
+    The original's box of a segment: one pixel less wide and high than what its pixels cover. One row or one
+    column of pixels has no area, and is no target.
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return [int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])]
+
+
+def _shorten(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
