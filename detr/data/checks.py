@@ -160,7 +160,7 @@ def _check_maps(name: str, dicts: Sequence[dict[str, Any]]) -> None:
     path = metadata.panoptic_json
     for x in dicts:
         if any("iscrowd" not in segment for segment in x["segments_info"]):
-            raise InputError(f"{x['file_name']} has a segment without 'iscrowd' in {path}: PQ wants it of every segment")
+            raise InputError(f"{x['file_name']} has a segment without 'iscrowd' in {path}: PQ wants it")
     categories = _read_json(name, path).get("categories", [])
     for kind, isthing in (("thing", True), ("stuff", False)):
         known = metadata.get(f"{kind}_dataset_id_to_contiguous_id")
