@@ -22,6 +22,7 @@ INSTALL_REQUIRES = [
     "portalocker>=2.7,<5",
     "pycocotools>=2.0.7,<3",
     "safetensors>=0.4,<1",
+    "tabulate>=0.9,<1",
 ]
 
 # What Detectron2's own Python sources import: its list caps numpy below 2, so it cannot be used.
@@ -31,7 +32,6 @@ DETECTRON2 = [
     "omegaconf>=2.3,<2.4",
     "opencv-python-headless>=4.8,<6",  # not on Detectron2's list, but its visualizer imports cv2
     "packaging>=23",
-    "tabulate>=0.9,<1",
     "tensorboard>=2.15,<3",
     "termcolor>=2.3,<4",
     "tqdm>=4.66,<5",

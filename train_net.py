@@ -9,7 +9,7 @@ import argparse
 from typing import Any
 
 from detr.checkpoint import DetrCheckpointer
-from detr.engine.setup import parse_and_launch, setup
+from detr.engine.setup import check_whole, parse_and_launch, setup
 from detr.engine.trainer import Trainer, check_test_sets
 
 
@@ -19,7 +19,9 @@ def main(args: argparse.Namespace) -> Any:
     if args.eval_only:
         check_test_sets(cfg)
         model = Trainer.build_model(cfg)
-        DetrCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpointer = DetrCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        check_whole(checkpointer.fresh)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

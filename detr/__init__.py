@@ -1,7 +1,9 @@
 """DETR for Detectron2. Importing this registers the meta-architecture "Detr", its weights and the data set "shapes"."""
 
+import warnings
+
 try:
-    import detectron2  # noqa: F401
+    import detectron2
 except ModuleNotFoundError as error:
     if error.name != "detectron2":  # Detectron2 is there, and something that it needs is not
         raise
@@ -10,6 +12,11 @@ except ModuleNotFoundError as error:
         "in an environment of your own with torch: "
         "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
     ) from None
+
+with warnings.catch_warnings():
+    # fvcore and Detectron2 script small functions when they are imported, which torch has come to warn of.
+    warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+    import detectron2.modeling  # noqa: F401
 
 from detr import model_zoo
 from detr.checkpoint.checkpointer import serve_detectron2

@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ os.environ["DETECTRON2_DATASETS"] = _DATASETS.name
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from detectron2.config import CfgNode  # noqa: E402
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.data.datasets import register_coco_panoptic  # noqa: E402
+from detectron2.data.datasets.builtin_meta import _get_builtin_metadata  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 
 from detr.data.shapes import ensure_shapes  # noqa: E402
@@ -50,6 +53,26 @@ def shapes_root() -> Path:
     root = Path(_DATASETS.name)
     ensure_shapes(root, train_images=48, val_images=16)
     return root
+
+
+@pytest.fixture
+def coco_panoptic() -> Iterator[str]:
+    """The name of a set of two real images of COCO, registered as Detectron2 registers `coco_2017_val_panoptic`."""
+    folder = ROOT.parent / "shared" / "datasets" / "panoptic" / "coco"
+    if not folder.is_dir():
+        pytest.skip(f"no real panoptic data in {folder}")
+    name, annotations = "real_panoptic", folder / "annotations"
+    register_coco_panoptic(
+        name,
+        _get_builtin_metadata("coco_panoptic_standard"),
+        str(folder / "val2017"),
+        str(folder / "panoptic_val2017"),
+        str(annotations / "panoptic_val2017.json"),
+        str(annotations / "instances_val2017.json"),
+    )
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
 
 
 @pytest.fixture

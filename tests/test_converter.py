@@ -185,8 +185,13 @@ def test_a_transformers_model_of_another_function_is_refused(setting, source, tm
 def test_a_folder_is_replaced_as_a_whole(source, tmp_path):
     folder = tmp_path / "hf"
     run("--source_model", source, "--output_model", folder, "--to", "transformers")
-    (folder / "old.txt").write_text("of the first conversion")
+    (folder / "notes.txt").write_text("somebody's own")
+    with pytest.raises(InputError, match=r"holds notes\.txt, which would be lost"):
+        run("--source_model", source, "--output_model", folder, "--to", "transformers", "--overwrite")
+    (folder / "notes.txt").unlink()
+    (folder / "model.safetensors").write_text("of an earlier conversion")
     run("--source_model", source, "--output_model", folder, "--to", "transformers", "--overwrite")
+    assert load_file(str(folder / "model.safetensors"))
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert sorted(os.listdir(tmp_path)) == ["hf", "original.pth"]
 
@@ -201,9 +206,26 @@ def test_what_exists_is_not_written_over(source, output, tmp_path):
         run("--source_model", source, "--output_model", source, "--overwrite")
     assert os.stat(source).st_mtime_ns == before
     for to in ("original", "transformers"):
-        with pytest.raises(InputError, match=r"is there and is not|that transformers did not write"):
+        with pytest.raises(InputError, match=r"is there and is not|holds output\.pth, which would be lost"):
             run("--source_model", source, "--output_model", tmp_path / "new", "--to", to, "--overwrite")
     assert os.listdir(tmp_path / "new") == ["output.pth"]
+
+
+def test_a_link_stays_a_link_and_a_device_a_device(source, tmp_path):
+    os.symlink("real.pth", tmp_path / "link.pth")
+    run("--source_model", source, "--output_model", tmp_path / "link.pth", "--overwrite")
+    assert (tmp_path / "link.pth").is_symlink()
+    assert load_file(str(tmp_path / "real.pth"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is there and is not a file"):
+        run("--source_model", source, "--output_model", tmp_path / "pipe", "--overwrite")
+
+
+def test_the_output_counts_its_own_classes(source, original, output):
+    run("--source_model", source, "--output_model", output, "--to", "original", "--num-classes", 91)
+    assert torch.equal(load_file(output)["model"]["class_embed.weight"], original["class_embed.weight"])
+    run("--source_model", source, "--output_model", output, "--to", "original", "--num-classes", 80, "--overwrite")
+    assert load_file(output)["model"]["class_embed.bias"].shape == (81,)
 
 
 def test_what_cannot_be_written_is_told(source, tmp_path):
@@ -261,7 +283,7 @@ def test_damaged_files_get_one_line(name, source, tmp_path, output):
 
 def test_names_that_stand_for_nothing(tmp_path, output):
     for name, message in (
-        ("detr_R_51", "neither a file nor a folder here, nor the name of released weights: detr_R_50, "),
+        ("detr_R_51", r"there is no file or folder detr_R_51; did you mean detr://detr_R_50\?"),
         ("torchvision://resnet1010", "no ImageNet weights named 'resnet1010'"),
         ("detr://detr_R_51", "no released model is named 'detr_R_51'; did you mean detr_R_50"),
         (str(tmp_path), "holds no weights"),
@@ -311,8 +333,8 @@ def test_unsafe_load_is_loud_and_loads_what_is_refused_otherwise(original, tmp_p
     [
         (["--verify", "--num-classes", "3"], "--verify compares whole models"),
         (["--backbone", "timm"], "--backbone is for --to transformers"),
-        (["--num-classes", "0"], "--num-classes: must be a number above 0"),
-        (["--num-queries", "many"], "--num-queries: must be a number above 0"),
+        (["--num-classes", "0"], "--num-classes: must be a number from 1 to 100000"),
+        (["--num-queries", "many"], "--num-queries: must be a number from 1 to 100000"),
         (["--to", "onnx"], "invalid choice"),
     ],
 )
@@ -334,5 +356,5 @@ def test_bad_input_ends_the_script_with_one_line(tmp_path):
     command = [sys.executable, "converter.py", "--source_model", "missing.pth", "--output_model", str(tmp_path / "x")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: missing.pth is neither a file nor a folder")
+    assert done.stderr.splitlines()[-1].startswith("error: there is no file or folder missing.pth: check the path")
     assert done.stdout == ""

@@ -20,6 +20,8 @@ trap 'exit 143' TERM
 TORCH=(torch==2.14.1 torchvision==0.29.1)
 # Detectron2's Python sources of April 2024; the only wheel of them on the package index.
 DETECTRON2='sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561'
+# Computes PQ. On the package index under this name; the code is the authors'.
+PANOPTICAPI='panopticapi-lite==0.2.0 --hash=sha256:58d3ffa842a72240162e7fa744c602a0a5320baabbdb3295d770374f4639b486'
 ORACLE='detr==0.1.4 --hash=sha256:bf23192f5969450b1494d44d7ae33f1a149251cd086a49f5a7c579a2f09750e5'
 
 PYTHON=${PYTHON:-python3}
@@ -138,12 +140,27 @@ install_detectron2() {
     rm -rf "$new" "$new.txt"
 }
 
+# Without its own list, which caps numpy below 2: its code runs with numpy 2. And without its dist-info, since pip
+# would complain of that list ever after.
+install_panopticapi() {
+  local new=.venv/panopticapi-new site
+  "$VENV_PYTHON" -I -c 'import importlib.util as u, sys; sys.exit(u.find_spec("panopticapi") is None)' && return
+  say "installing panopticapi"
+  rm -rf "$new"
+  echo "$PANOPTICAPI" >"$new.txt"
+  pip_install --no-deps --no-compile --only-binary=:all: --target "$new" --require-hashes -r "$new.txt" &&
+    site=$("$VENV_PYTHON" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
+    mv "$new/panopticapi" "$site/panopticapi" &&
+    rm -rf "$new" "$new.txt"
+}
+
 install_all() {
   say "installing torch, torchvision and the rest"
   # One pip and one setuptools, whatever the interpreter brought along: some packages come as sources.
   pip_install --no-compile 'pip>=24.1' 'setuptools>=77' &&
     pip_install --no-compile --no-build-isolation "${TORCH[@]}" -e '.[detectron2,dev]' &&
-    install_detectron2
+    install_detectron2 &&
+    install_panopticapi
 }
 
 # --- commands --------------------------------------------------------------------------------------
@@ -179,6 +196,8 @@ make_env() {
   fi
   "$VENV_PYTHON" -I -W ignore -c 'import torchvision, detectron2.engine, detectron2.evaluation' >>"$LOG" 2>&1 ||
     die "Detectron2 does not import: $(tail -n 1 "$LOG")"
+  "$VENV_PYTHON" -I -c 'import panopticapi.evaluation' >>"$LOG" 2>&1 ||
+    die "panopticapi does not import: $(tail -n 1 "$LOG")"
   printf '%s\n%s\n' "$(identity)" "$(inputs)" >"$MARK.new"
   mv "$MARK.new" "$MARK"
   say "done after $SECONDS seconds: .venv is ready"

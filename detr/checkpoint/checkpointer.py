@@ -30,12 +30,15 @@ class DetrCheckpointer(DetectionCheckpointer):
     """Loads DETR checkpoints of every kind into a ``Detr``, besides all that Detectron2 loads.
 
     A path may be a file, a folder that transformers wrote, a URL, ``detr://NAME`` or ``torchvision://NAME``.
-    What was found and what starts fresh is logged, a line each.
+    What was found and what starts fresh is logged, a line each; ``fresh`` keeps the latter, of the last load.
     """
+
+    fresh: list[str]
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Raises InputError for weights that cannot be had or read, or that do not belong to this model."""
-        if "://" in path and "?" not in path:  # Detectron2 reads options behind a ?
+        self.fresh = []
+        if path and "?" not in path:  # Detectron2 reads options behind a ?
             path = local_path(path)
         if path and os.path.isdir(path):
             path = weights_in_folder(path)
@@ -115,6 +118,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             checkpoint["model"], lines = fit(state, own)
             for line in lines:
                 logger.warning(line)
+            self.fresh += lines
             _check_shapes(checkpoint["model"], own)
         return super()._load_model(checkpoint)
 
@@ -128,9 +132,11 @@ class DetrCheckpointer(DetectionCheckpointer):
         total = Counter(map(_part, own))
         for part, keys in _by_part(missing).items():
             if len(keys) == total[part]:
-                logger.warning("%s starts fresh: the weights hold none of its %d tensors", part, len(keys))
+                line = f"{part} starts fresh: the weights hold none of its {len(keys)} tensors"
             else:
-                logger.warning("%s: %d of its %d tensors start fresh: %s", part, len(keys), total[part], _few(keys))
+                line = f"{part}: {len(keys)} of its {total[part]} tensors start fresh: {_few(keys)}"
+            logger.warning(line)
+            self.fresh.append(line)
         for part, keys in _by_part(incompatible.unexpected_keys).items():
             logger.warning("%s: %d tensors of the weights have no place in this model: %s", part, len(keys), _few(keys))
 

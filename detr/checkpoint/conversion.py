@@ -13,9 +13,9 @@ from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_file
 from detr.checkpoint.formats import Format, from_detectron2, target_format
 from detr.checkpoint.paths import ZOO, local_path
 from detr.checkpoint.released import RELEASED
-from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, State, fit, num_rows
+from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, State, fit, num_rows, to_category_ids
 from detr.checkpoint.source import NOTE, Source, read
-from detr.checkpoint.transformers_folder import check_transformers, save_transformers
+from detr.checkpoint.transformers_folder import FILES, check_transformers, save_transformers
 from detr.errors import InputError
 
 TARGETS = ("detectron2", "original", "transformers")
@@ -55,20 +55,28 @@ def convert(request: Request) -> Report:
     suffix = os.path.splitext(request.output)[1]
     if request.to != "transformers" and suffix in (".pkl", ".pyth", ".safetensors", ".json"):
         raise InputError(f"--output_model {request.output} is written by torch.save: let its name end in .pth")
-    if os.path.exists(request.output) and not request.overwrite:
+    if os.path.lexists(request.output) and not request.overwrite:
         raise InputError(f"{request.output} exists: name another --output_model, or add --overwrite")
     source = read(_found(request.source), unsafe=request.unsafe)
     _check_output(source.path, request.output, is_folder=request.to == "transformers")
     # Between programs that both count COCO's ids, class rows stay as they are.
-    keep_ids = request.own_classes or (request.to != "detectron2" and request.num_classes is None)
+    keep_ids = request.own_classes or request.to != "detectron2"
     conversion = source.to_detectron2(keep_ids=keep_ids)
     facts = Facts(dilation=True if request.dc5 else None, heads=request.heads).or_else(source.facts)
     if conversion.source.backbone_only and (request.to != "detectron2" or request.num_classes or request.num_queries):
-        raise InputError(f"{request.source} is a backbone alone: it has neither classes nor queries, and no other form")
+        raise InputError(
+            f"{request.source} is a backbone alone: it goes --to detectron2, without --num-classes and --num-queries"
+        )
     lost = [] if conversion.source.backbone_only else missing_keys(conversion.state)
     if lost and (request.to != "detectron2" or request.num_classes or request.num_queries):
         raise InputError(f"{source.path} lacks {len(lost)} tensors that a whole DETR has, the first: {lost[0]}")
-    state, resized = _resized(conversion.state, request.num_classes, request.num_queries)
+    coco = conversion.coco and not request.own_classes
+    expanded = num_rows(to_category_ids(conversion.state)) if coco and request.to != "detectron2" else 0
+    if request.num_classes is not None and request.num_classes + 1 != expanded:
+        state, resized = _resized(conversion.state, request.num_classes, request.num_queries)
+        coco = coco and not resized
+    else:
+        state, resized = _resized(conversion.state, None, request.num_queries)
     lines = [*conversion.lines, *resized]
     if lost:
         lines.append(f"INCOMPLETE: {len(lost)} tensors that a whole DETR has are missing, the first: {lost[0]}")
@@ -81,7 +89,6 @@ def convert(request: Request) -> Report:
         written, output = state, request.output
         save_file({"model": state, **_note(facts)}, output)
     else:
-        coco = conversion.coco and not request.own_classes and not resized
         back = from_detectron2(state, target, coco=coco)
         written, output = back.state, request.output
         lines += back.lines
@@ -109,13 +116,7 @@ def _found(source: str) -> str:
     """The file or folder here that the source is or stands for. Raises InputError where there is none."""
     if os.path.exists(source):
         return source
-    if source in RELEASED:
-        source = ZOO + source
-    if "://" not in source:
-        raise InputError(
-            f"{source} is neither a file nor a folder here, nor the name of released weights: {', '.join(RELEASED)}"
-        )
-    return local_path(source)
+    return local_path(ZOO + source if source in RELEASED else source)
 
 
 def _check_output(source: str, output: str, *, is_folder: bool) -> None:
@@ -123,11 +124,12 @@ def _check_output(source: str, output: str, *, is_folder: bool) -> None:
         inside = os.path.realpath(source) + os.sep
         if os.path.samefile(source, output) or inside.startswith(os.path.realpath(output) + os.sep):
             raise InputError(f"--output_model {output} is the source, or holds it: name another place")
-        if os.path.isdir(output) != is_folder:
+        if not (os.path.isdir(output) if is_folder else os.path.isfile(output)):
             kind = "a folder" if is_folder else "a file"
             raise InputError(f"--output_model {output} is there and is not {kind}, which is what is to be written")
-        if is_folder and not os.path.isfile(os.path.join(output, "config.json")):
-            raise InputError(f"--output_model {output} is a folder that transformers did not write: name another one")
+        others = sorted(set(os.listdir(output)) - set(FILES)) if is_folder else []
+        if others:
+            raise InputError(f"--output_model {output} holds {others[0]}, which would be lost: name another folder")
 
 
 def _resized(state: State, num_classes: int | None, num_queries: int | None) -> tuple[State, list[str]]:

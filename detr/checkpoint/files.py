@@ -77,8 +77,17 @@ def _reader(path: str, unsafe: bool) -> Callable[[str], Any]:
 
 
 def _load_torch(path: str) -> Any:
+    _check_kind(path)
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_kind(path: str) -> None:
+    """Raises InputError for a file that begins like none of PyTorch's: a text, a web page in place of a download."""
+    with open(path, "rb") as file:
+        start = file.read(16)
+    if not start.startswith((b"PK", b"\x80")):
+        raise InputError(f"{path} is no PyTorch file: it begins with {start!r}; was its download a web page?")
 
 
 def _load_unrestricted(path: str) -> Any:
@@ -151,6 +160,7 @@ def save_file(content: dict[str, Any], path: str) -> None:
 
     Raises InputError where it cannot be written.
     """
+    path = os.path.realpath(path)  # a link stays one
     with _place_for(path) as temporary:
         new = os.path.join(temporary, "new")
         with open(new, "wb") as file:
@@ -163,6 +173,7 @@ def save_folder(write: Callable[[str], None], path: str) -> None:
 
     Raises InputError where it cannot be written.
     """
+    path = os.path.realpath(path)
     with _place_for(path) as temporary:
         new, old = os.path.join(temporary, "new"), os.path.join(temporary, "old")
         os.mkdir(new)
@@ -180,7 +191,7 @@ def save_folder(write: Callable[[str], None], path: str) -> None:
 @contextmanager
 def _place_for(path: str) -> Iterator[str]:
     """A folder beside ``path``, on the same disk, that is gone afterwards."""
-    parent, name = os.path.split(os.path.abspath(path))
+    parent, name = os.path.split(path)
     try:
         os.makedirs(parent, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as temporary:

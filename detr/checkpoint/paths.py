@@ -1,5 +1,6 @@
 """Names that stand for weights on the network, for Detectron2's path manager. Importing this registers them."""
 
+import os
 import re
 from typing import Any
 from urllib.error import URLError
@@ -9,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from detr.checkpoint.download import fetch
-from detr.checkpoint.released import ZooModel, entry, hash_in_name
+from detr.checkpoint.released import ZooModel, entry, hash_in_name, near_name
 from detr.errors import InputError
 
 TORCHVISION = "torchvision://"
@@ -41,9 +42,13 @@ class ZooHandler(PathHandler):  # type: ignore[misc]
 def local_path(path: str) -> str:
     """The file or folder here that ``path`` stands for: itself, or what was downloaded for a URL or a name.
 
-    A URL whose file name ends in the beginning of its SHA-256, as PyTorch's published weights have it, is held
-    to that. Raises InputError for what cannot be downloaded.
+    Raises InputError for what is not there, and for what cannot be downloaded. A URL whose file name ends in the
+    beginning of its SHA-256, as PyTorch's published weights have it, is held to that.
     """
+    if "://" not in path:
+        if not os.path.exists(path):
+            raise InputError(f"there is no file or folder {path}{missing_hint(path)}")
+        return path
     hashed = re.fullmatch(r"https?://\S+-([0-9a-f]{8,64})\.pth", path)
     if hashed:
         return fetch(path, hashed[1])
@@ -55,6 +60,14 @@ def local_path(path: str) -> str:
             f"cannot download the weights {path} ({reason}): check the network, or fetch the file by other means and "
             "name it instead"
         ) from error
+
+
+def missing_hint(path: str) -> str:
+    """What somebody may have meant by a path where nothing is."""
+    near = near_name(path)
+    if near:
+        return f"; did you mean {ZOO}{near}?"
+    return ": check the path (a model on the transformers hub must be downloaded as a folder first)"
 
 
 def torchvision_url(path: str) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 
 from detr.errors import InputError
@@ -45,10 +46,21 @@ def hash_in_name(url: str) -> str:
 def entry(name: str) -> ZooModel:
     """The released model of that name. Raises InputError for an unknown one, with those that come near."""
     if name not in RELEASED:
-        near = difflib.get_close_matches(name, RELEASED, n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "."
-        raise InputError(f"no released model is named {name!r}{hint} There are {', '.join(RELEASED)}")
+        hint = near_name(str(name))
+        asked = f"; did you mean {hint}?" if hint else "."
+        raise InputError(f"no released model is named {name!r}{asked} There are {', '.join(RELEASED)}")
     return RELEASED[name]
+
+
+def near_name(name: str) -> str | None:
+    """The released model that somebody may mean who writes ``name``."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower().rpartition("/")[2].replace("resnet", "r"))
+
+    plain_names = {plain(known): known for known in RELEASED}
+    near = difflib.get_close_matches(plain(name), plain_names, n=1, cutoff=0.7)
+    return plain_names[near[0]] if near else None
 
 
 _AUTHORS = "https://dl.fbaipublicfiles.com/detr/"

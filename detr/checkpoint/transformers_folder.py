@@ -12,6 +12,8 @@ from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_folder
 from detr.checkpoint.rows import COCO_ROWS, State
 from detr.errors import InputError
 
+FILES = (WEIGHTS_IN_FOLDER[0], "config.json", "preprocessor_config.json")
+
 
 def check_transformers(arch: Architecture, *, timm: bool) -> None:
     """Raises InputError for a model that transformers cannot run."""
@@ -35,9 +37,9 @@ def save_transformers(
 
     def write(folder: str) -> None:
         tensors = {key: value.contiguous() for key, value in state.items()}
-        save_safetensors(tensors, os.path.join(folder, WEIGHTS_IN_FOLDER[0]), metadata={"format": "pt"})
-        _write_json(_config(arch, timm, names), os.path.join(folder, "config.json"))
-        _write_json(_preprocessor(arch), os.path.join(folder, "preprocessor_config.json"))
+        save_safetensors(tensors, os.path.join(folder, FILES[0]), metadata={"format": "pt"})
+        _write_json(_config(arch, timm, names), os.path.join(folder, FILES[1]))
+        _write_json(_preprocessor(arch), os.path.join(folder, FILES[2]))
 
     save_folder(write, path)
 

@@ -1,6 +1,7 @@
 """What a data set is held to before any training time is spent."""
 
 import difflib
+import json
 import logging
 import math
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from detr.data.dataset_mapper import check_labels, size_problem
@@ -123,6 +125,70 @@ def _check_panoptic_ids(name: str) -> None:
         "stuff after them, and the names of both in stuff_classes"
         + (f", which {name.removesuffix('_separated')} has" if separated else "")
     )
+
+
+def check_panoptic_truth(name: str, dicts: Sequence[dict[str, Any]], *, masks: bool, maps: bool) -> None:
+    """What the evaluators of a panoptic set read from its JSON files.
+
+    dicts: of the set
+    masks: whether masks of instances are to be evaluated
+    maps: whether panoptic maps are
+
+    Raises InputError where a file's categories are not the metadata's, a segmentation or a crowd's flag is
+    missing, or PQ is not defined.
+    """
+    if MetadataCatalog.get(name).get("json_file"):
+        _check_instances(name, masks)
+    if maps:
+        _check_maps(name, dicts)
+
+
+def _check_instances(name: str, masks: bool) -> None:
+    metadata = MetadataCatalog.get(name)
+    path = metadata.json_file
+    content = _read_json(name, path)
+    known = metadata.thing_dataset_id_to_contiguous_id
+    _check_categories(name, path, set(known), {c["id"] for c in content.get("categories", [])})
+    if masks:
+        files = {image["id"]: image["file_name"] for image in content.get("images", [])}
+        for annotation in content.get("annotations", []):
+            check_segmentations([annotation], f"{files.get(annotation['image_id'])} (in {path})")
+
+
+def _check_maps(name: str, dicts: Sequence[dict[str, Any]]) -> None:
+    metadata = MetadataCatalog.get(name)
+    path = metadata.panoptic_json
+    for x in dicts:
+        if any("iscrowd" not in segment for segment in x["segments_info"]):
+            raise InputError(f"{x['file_name']} has a segment without 'iscrowd' in {path}: PQ wants it")
+    categories = _read_json(name, path).get("categories", [])
+    for kind, isthing in (("thing", True), ("stuff", False)):
+        known = metadata.get(f"{kind}_dataset_id_to_contiguous_id")
+        found = {c["id"] for c in categories if bool(c.get("isthing")) == isthing}
+        _check_categories(f"{name} ({kind})", path, set(known), found)
+        classes = set(known.values())
+        # panopticapi divides by the number of classes that it meets.
+        if not any(s["category_id"] in classes and not s["iscrowd"] for x in dicts for s in x["segments_info"]):
+            raise InputError(
+                f"{path} has no {kind} segment but crowds, so that its PQ is not defined: evaluate on a larger set, or "
+                "set MODEL.DETR.PANOPTIC.ENABLED False"
+            )
+
+
+def _check_categories(name: str, path: str, known: set[int], found: set[int]) -> None:
+    if known != found:
+        raise InputError(
+            f"{path} of the data set {name} has categories with the ids {_shorten(sorted(found))}, but its metadata "
+            f"{_shorten(sorted(known))}: mend *_dataset_id_to_contiguous_id or the file"
+        )
+
+
+def _read_json(name: str, path: str) -> dict[str, Any]:
+    try:
+        with PathManager.open(path) as file:
+            return json.load(file)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} of the data set {name} cannot be read ({error}): restore the file") from error
 
 
 def check_same_classes(names: Sequence[str]) -> None:

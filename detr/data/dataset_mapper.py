@@ -151,7 +151,9 @@ def drop_degenerate(instances: Instances) -> Instances:
 
 
 def _box_of(annotation: dict[str, Any]) -> dict[str, Any]:
-    return {key: annotation[key] for key in ("bbox", "bbox_mode", "category_id")}
+    # As floats: a box of integers would be cut off to integers after every step.
+    bbox = [float(value) for value in annotation["bbox"]]
+    return {"bbox": bbox, "bbox_mode": annotation["bbox_mode"], "category_id": annotation["category_id"]}
 
 
 def _training(cfg: CfgNode) -> list[T.Augmentation]:

@@ -1,7 +1,12 @@
-"""Which of Detectron2's evaluators goes with which data set."""
+"""Which of Detectron2's evaluators goes with which data set, and one table of all their numbers."""
 
+import importlib.util
+import logging
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -15,8 +20,33 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from tabulate import tabulate
 
+from detr.data.metadata import class_names, is_panoptic, thing_ids
 from detr.errors import InputError
+
+# What the tasks of Detectron2's results are called in the table; panoptic numbers speak for themselves.
+TASK_NAMES = {"bbox": "box ", "segm": "mask ", "panoptic_seg": ""}
+
+logger = logging.getLogger(__name__)
+
+
+def is_detr(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "Detr"
+
+
+def measures_pq(cfg: CfgNode, dataset_name: str) -> bool:
+    """Whether the evaluation of a data set compares panoptic maps."""
+    return is_panoptic(dataset_name) and (not is_detr(cfg) or cfg.MODEL.DETR.PANOPTIC.ENABLED)
+
+
+def check_panopticapi() -> None:
+    """Raises InputError where the package that computes PQ is missing."""
+    if importlib.util.find_spec("panopticapi") is None:
+        # Its metadata asks for numpy < 2, which it does not need.
+        raise InputError(
+            "panopticapi, which computes PQ, is not installed: pip install --no-deps panopticapi-lite==0.2.0"
+        )
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -35,11 +65,16 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         }
         return alone[kind](dataset_name)
     evaluators: list[DatasetEvaluator] = []
-    if kind in ("sem_seg", "coco_panoptic_seg"):
+    if kind in ("sem_seg", "coco_panoptic_seg") and not is_detr(cfg):  # Detr gives no semantic segmentation
         evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
-    if kind in ("coco", "coco_panoptic_seg"):
-        evaluators.append(COCOEvaluator(dataset_name, output_dir=folder))
-    if kind == "coco_panoptic_seg":
+    if kind == "coco_panoptic_seg" and is_detr(cfg):
+        if MetadataCatalog.get(dataset_name).get("json_file"):  # optional in Detectron2's register_coco_panoptic
+            evaluators.append(ThingsEvaluator(dataset_name, tasks=_tasks(cfg), output_dir=folder))
+        else:
+            logger.info("%s has no json_file with instance annotations: no AP", dataset_name)
+    elif kind in ("coco", "coco_panoptic_seg"):
+        evaluators.append(COCOEvaluator(dataset_name, tasks=_tasks(cfg), output_dir=folder))
+    if kind == "coco_panoptic_seg" and measures_pq(cfg, dataset_name):
         evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
     if kind == "lvis":
         evaluators.append(LVISEvaluator(dataset_name, output_dir=folder))
@@ -48,3 +83,51 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             f"no evaluator for the data set {dataset_name} of type {kind!r}: set its metadata's evaluator_type to coco"
         )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _tasks(cfg: CfgNode) -> tuple[str, ...] | None:
+    """What Detr's instances are compared by; None lets Detectron2 look at those of another model."""
+    if not is_detr(cfg):
+        return None
+    return ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+
+
+class ThingsEvaluator(COCOEvaluator):
+    """AP of the things of a panoptic set, for a model whose classes are things and stuff.
+
+    The ground truth is ``json_file``, as for instance data sets. Detectron2's own evaluator wants
+    ``thing_classes`` to hold things alone, which they do not in `coco_panoptic_standard`.
+    """
+
+    def __init__(self, dataset_name: str, **options: Any) -> None:
+        """options: of COCOEvaluator. The things must have the contiguous ids 0..T-1."""
+        super().__init__(dataset_name, **options)
+        self.things = torch.tensor(thing_ids(dataset_name))
+        self.thing_names = (class_names(dataset_name) or [])[: len(self.things)]
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """As COCOEvaluator's; boxes of stuff, which no annotation can match, are left out."""
+        instances = [output["instances"].to("cpu") for output in outputs]
+        things = [{"instances": x[torch.isin(x.pred_classes, self.things)]} for x in instances]
+        super().process(inputs, things)
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        return super()._derive_coco_results(coco_eval, iou_type, self.thing_names)  # type: ignore[no-any-return]
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """All numbers of an evaluation but those of single classes: a row a metric, a column a data set.
+
+    results: data set -> task -> metric -> number, as evaluators return them; a percentage each
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for dataset, tasks in results.items():
+        for task, metrics in tasks.items():
+            for metric, value in metrics.items():
+                if "-" not in metric:  # as in "AP-person"
+                    name = TASK_NAMES.get(task, f"{task} ") + metric
+                    rows.setdefault(name, {})[dataset] = value
+    body = [[name, *(values.get(dataset) for dataset in results)] for name, values in rows.items()]
+    return str(tabulate(body, headers=["", *results], tablefmt="pipe", floatfmt=".2f"))

@@ -7,6 +7,7 @@ It is the code of the PyPI package `detr==0.1.4` and of the authors' repository:
 import argparse
 import functools
 import importlib
+import importlib.util
 import sys
 import types
 from collections.abc import Iterator
@@ -49,8 +50,11 @@ def load_original(root: Path) -> types.SimpleNamespace:
     Returns all its classes and functions by name, and its modules `box_ops` and `transforms`.
     """
     with _importable(root):
-        for name in ("models", "datasets.coco"):  # these import all the others
+        for name in ("models", "datasets.coco"):  # these import all the others, but for two
             importlib.import_module(name)
+        if importlib.util.find_spec("panopticapi"):
+            importlib.import_module("datasets.coco_panoptic")
+            importlib.import_module("datasets.panoptic_eval")
         modules = {n: m for n, m in sys.modules.items() if n.split(".")[0] in PACKAGES}
     original, stand_in = types.SimpleNamespace(), _old_torchvision()
     for name, module in modules.items():

@@ -19,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from detr.checkpoint.files import weights_in_folder
-from detr.checkpoint.paths import TORCHVISION, ZOO, parse_zoo_path, torchvision_url
+from detr.checkpoint.paths import TORCHVISION, ZOO, missing_hint, parse_zoo_path, torchvision_url
 from detr.config import add_detr_config
 from detr.errors import InputError, exit_with_one_line
 
@@ -195,6 +195,18 @@ def fit_machine(cfg: CfgNode) -> None:
         cfg.DATALOADER.NUM_WORKERS = cores
 
 
+def check_whole(fresh: list[str]) -> None:
+    """Raises InputError where an evaluation would run on random weights.
+
+    fresh: what the checkpointer had to start fresh, a line each
+    """
+    if fresh:
+        raise InputError(
+            f"--eval-only would evaluate random weights, {'; '.join(fresh)}: name weights of a whole model in "
+            "MODEL.WEIGHTS, or the config that they belong to"
+        )
+
+
 def check_output_folder(folder: str) -> None:
     """Raises InputError where a new training would write over the checkpoints of an earlier one."""
     if PathManager.exists(os.path.join(folder, "last_checkpoint")):
@@ -233,6 +245,6 @@ def check_weights(weights: str, needed: bool = False) -> None:
         weights_in_folder(weights)
     elif weights and "://" not in weights and not PathManager.isfile(weights):
         raise InputError(
-            f"the weights file {weights} does not exist: check MODEL.WEIGHTS; "
+            f"MODEL.WEIGHTS: there is no file or folder {weights}{missing_hint(weights)}; "
             'MODEL.WEIGHTS "" starts from random weights'
         )

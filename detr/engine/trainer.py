@@ -21,6 +21,7 @@ from detr.data.checks import (
     check_classes,
     check_dicts,
     check_images,
+    check_panoptic_truth,
     check_same_classes,
     check_same_task,
     check_segments,
@@ -31,13 +32,10 @@ from detr.data.masks import check_segmentations
 from detr.data.metadata import class_names, is_panoptic
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine import evaluation, solver
+from detr.engine.evaluation import is_detr
 from detr.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-
-def is_detr(cfg: CfgNode) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == "Detr"
 
 
 def check_test_sets(cfg: CfgNode) -> None:
@@ -46,9 +44,13 @@ def check_test_sets(cfg: CfgNode) -> None:
         dicts = load_dicts([name], filter_empty=False)
         if is_detr(cfg):
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
-            if cfg.MODEL.MASK_ON:
+            if is_panoptic(name):
+                check_panoptic_truth(name, dicts, masks=cfg.MODEL.MASK_ON, maps=evaluation.measures_pq(cfg, name))
+            elif cfg.MODEL.MASK_ON:
                 for x in dicts:
                     check_segmentations(x.get("annotations", []), x["file_name"])
+        if evaluation.measures_pq(cfg, name):
+            evaluation.check_panopticapi()
         if cfg.DATALOADER.CHECK_IMAGES:
             check_images(dicts, panoptic=is_detr(cfg) and is_panoptic(name))
 
@@ -135,6 +137,16 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
         return solver.build_optimizer(cfg, model) if is_detr(cfg) else super().build_optimizer(cfg, model)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """As DefaultTrainer's; the numbers of all data sets and evaluators are logged as one table at the end."""
+        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            names = cfg.DATASETS.TEST
+            table = evaluation.results_table({names[0]: results} if len(names) == 1 else results)
+            logger.info("All results, in percent:\n%s", table)
+        return results
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

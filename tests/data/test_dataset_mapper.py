@@ -5,7 +5,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from detr.data.dataset_mapper import DetrDatasetMapper
-from detr.data.transforms import training_augmentations
+from detr.data.transforms import ResizeShortestEdge, training_augmentations
 from detr.errors import InputError
 
 
@@ -47,6 +47,13 @@ def test_boxes_follow_the_pixels_through_all_augmentations(image):
         boxes.append(expected)
     assert len({tuple(box.tolist()) for box in boxes}) > 10
     assert lost < 20
+
+
+def test_boxes_of_integers_are_not_cut_off(image):
+    """320 x 240 becomes 133 x 100: Detectron2 would write 49.875 back into an array of integers."""
+    image["annotations"] = [annotation([120, 90, 180, 150])]
+    boxes = mapper([ResizeShortestEdge(100, 1333)])(image)["instances"].gt_boxes.tensor
+    torch.testing.assert_close(boxes, torch.tensor([[120 * 133 / 320, 37.5, 180 * 133 / 320, 62.5]]))
 
 
 def test_crowds_and_degenerate_boxes_are_no_targets(image):

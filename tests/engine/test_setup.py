@@ -146,7 +146,7 @@ def test_a_missing_config_is_named():
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"the weights file .*gone\.pth does not exist: check MODEL.WEIGHTS"):
+    with pytest.raises(InputError, match=r"MODEL\.WEIGHTS: there is no file or folder .*gone\.pth: check the path"):
         check_weights(str(tmp_path / "gone.pth"))
     with pytest.raises(InputError, match=r"holds no weights: of a folder"):
         check_weights(str(tmp_path))

@@ -150,7 +150,7 @@ def test_a_training_that_diverges_stops_and_keeps_its_checkpoints(shapes_root, t
         ),
         ({"DATASETS.TEST": "('coco_2017_val',)"}, "coco_2017_val is registered, but its json_file"),
         ({"SOLVER.IMS_PER_BATCH": 0}, "IMS_PER_BATCH 0 must be a positive multiple"),
-        ({"MODEL.WEIGHTS": "gone.pth"}, "the weights file gone.pth does not exist"),
+        ({"MODEL.WEIGHTS": "gone.pth"}, "MODEL.WEIGHTS: there is no file or folder gone.pth"),
         ({"MODEL.DETR.HIDDEN_DIM": 30}, "HIDDEN_DIM 30 is not divisible"),
     ],
 )
