@@ -6,10 +6,11 @@ SETUP := PYTHON='$(PYTHON)' PYTHON_CHOSEN='$(filter-out file,$(origin PYTHON))' 
 BIN := .venv/bin
 SCRIPTS := $(wildcard train_net.py converter.py demo.py hubconf.py)
 
-.PHONY: help env oracle demo test lint format clean distclean sweep
+.PHONY: help env oracle demo demo-panoptic test lint format clean distclean sweep
 
 help:
 	@echo 'make demo       trains a small DETR on drawn shapes and shows what it finds'
+	@echo 'make demo-panoptic  the same with masks and panoptic maps'
 	@echo 'make test       runs every test          (ARGS="-k matcher" chooses some)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     ruff, with its corrections written'
@@ -27,6 +28,9 @@ oracle: env
 
 demo: env
 	$(BIN)/python demo.py $(ARGS)
+
+demo-panoptic: env
+	$(BIN)/python demo.py --panoptic $(ARGS)
 
 test: env oracle
 	$(BIN)/python -m pytest $(ARGS)

@@ -6,16 +6,19 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from detectron2.data import Metadata
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 MIN_SHOWN_SIDE = 384  # pixels; smaller images are enlarged, so that labels can be read
 GAP = 8  # pixels between pictures
 CAPTION = 24  # pixels of height
+CURVES = {"bbox/AP50": "box AP50", "bbox/AP": "box AP", "segm/AP": "mask AP", "panoptic_seg/PQ": "PQ"}
 
 
 def draw_boxes(
@@ -60,6 +63,41 @@ def truth_beside_detections(
     return sheet([_captioned(left, "ground truth"), _captioned(right, f"found, score > {threshold}")], columns=2)
 
 
+def truth_beside_panoptic(
+    image: np.ndarray,
+    truth: tuple[np.ndarray, Sequence[dict[str, Any]]],
+    found: tuple[Tensor, Sequence[dict[str, Any]]],
+    metadata: Metadata,
+) -> np.ndarray:
+    """One row of the sheet: the annotated map, then the one found.
+
+    image: (H, W, 3) RGB uint8
+    truth, found: segment ids (H, W), and a dict a segment with "id", "category_id" and "isthing"
+    metadata: of a panoptic data set, whose ``stuff_classes`` and ``stuff_colors`` list things and stuff
+    """
+    left = draw_segments(image, torch.from_numpy(truth[0].astype(np.int32)), truth[1], metadata)
+    right = draw_segments(image, found[0].cpu(), found[1], metadata)
+    return sheet([_captioned(left, "ground truth"), _captioned(right, "panoptic map found")], columns=2)
+
+
+def draw_segments(
+    image: np.ndarray, segmentation: Tensor, segments: Sequence[dict[str, Any]], metadata: Metadata
+) -> np.ndarray:
+    """image (H, W, 3) RGB uint8, ids (H, W) int32 -> the picture (H', W', 3) uint8, enlarged."""
+    scale = max(1.0, MIN_SHOWN_SIDE / min(image.shape[:2]))
+    visualizer = Visualizer(image, metadata, scale=scale)
+    shades = np.random.default_rng(0)
+    for segment in segments:
+        mask = (segmentation == segment["id"]).numpy()
+        color = np.array(metadata.stuff_colors[segment["category_id"]]) / 255
+        if segment["isthing"]:
+            color = (color + shades.uniform(-0.2, 0.2, 3)).clip(0, 1)
+        name = metadata.stuff_classes[segment["category_id"]]
+        score = f" {segment['score']:.0%}" if "score" in segment else ""
+        visualizer.draw_binary_mask(mask, color=color, text=name + score, alpha=0.7, area_threshold=0)
+    return np.asarray(visualizer.output.get_image())
+
+
 def _captioned(picture: np.ndarray, text: str) -> np.ndarray:
     strip = Image.new("RGB", (picture.shape[1], CAPTION), "white")
     ImageDraw.Draw(strip).text((4, 2), text, fill="black", font_size=CAPTION - 8)
@@ -83,7 +121,7 @@ def save_picture(picture: np.ndarray, path: str) -> None:
 
 
 def plot_training(metrics_file: str, path: str) -> None:
-    """The loss against iterations, and box AP against the minutes since the start.
+    """The loss against iterations, and AP and PQ against the minutes since the start.
 
     metrics_file: Detectron2's ``metrics.json``, one JSON object a line, with ``minutes`` recorded in training
     """
@@ -100,9 +138,10 @@ def plot_training(metrics_file: str, path: str) -> None:
         minutes = row.get("minutes", minutes)  # the last evaluation comes after the last step: its row has no time
         if "bbox/AP" in row:
             timed.append({**row, "minutes": minutes})
-    for key, color in (("bbox/AP50", "tab:orange"), ("bbox/AP", "tab:green")):
-        ap_axis.plot([row["minutes"] for row in timed], [row[key] for row in timed], "o-", color=color, label=key[5:])
-    ap_axis.set(xlabel="minutes since the start", ylabel="box AP on the validation set", ylim=(0, 100))
+    for key, label in CURVES.items():
+        if any(key in row for row in timed):
+            ap_axis.plot([row["minutes"] for row in timed], [row[key] for row in timed], "o-", label=label)
+    ap_axis.set(xlabel="minutes since the start", ylabel="on the validation set", ylim=(0, 100))
     ap_axis.legend(loc="lower right")
     for axis in (loss_axis, ap_axis):
         axis.grid(alpha=0.3)

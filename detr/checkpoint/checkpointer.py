@@ -37,7 +37,7 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Raises InputError for weights that cannot be had or read, or that do not belong to this model."""
-        self.fresh = []
+        self.fresh = [] if path else ["there are no weights"]
         if path and "?" not in path:  # Detectron2 reads options behind a ?
             path = local_path(path)
         if path and os.path.isdir(path):

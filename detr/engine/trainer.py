@@ -105,6 +105,18 @@ class Trainer(DefaultTrainer):
         self.checkpointer = DetrCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         return super().build_hooks()
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's; warns where masks would be trained on a DETR that is frozen and was never trained."""
+        super().resume_or_load(resume)
+        if getattr(self.checkpointer.model, "freeze_detr", False):
+            fresh = [line for line in self.checkpointer.fresh if not line.startswith("mask_head")]
+            if fresh:
+                logger.warning(
+                    "the DETR that the masks are trained on is frozen, and not trained: %s. Name a trained one in "
+                    "MODEL.WEIGHTS, or set MODEL.DETR.FREEZE_DETR False to train it too",
+                    "; ".join(fresh),
+                )
+
     def train(self) -> dict[str, Any] | None:
         """Trains, and returns the last evaluation's results where there are any."""
         super().train()
