@@ -227,6 +227,20 @@ def test_panoptic_files_are_checked_before_the_training(shapes_root, tmp_path):
         MetadataCatalog.remove("spoiled_panoptic")
 
 
+@pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
+def test_masks_that_are_missing_are_told_before_the_training(shapes_root, tmp_path, key):
+    dicts = DatasetCatalog.get("shapes_val")
+    spoiled = next(x for x in dicts if x["annotations"])
+    del spoiled["annotations"][-1]["segmentation"]
+    DatasetCatalog.register("without_masks", lambda: dicts)
+    name = os.path.basename(spoiled["file_name"])
+    try:
+        with pytest.raises(InputError, match=rf"{name} has an object without a segmentation, .*MODEL\.MASK_ON False"):
+            train(tmp_path / "out", {**TRAINING, "MODEL.MASK_ON": True, key: "('without_masks',)"})
+    finally:
+        DatasetCatalog.remove("without_masks")
+
+
 def test_a_missing_panopticapi_is_told_before_the_training(shapes_root, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "panopticapi", None)  # as Python marks a module that cannot be imported
     settings = {**TRAINING, "DATASETS.TEST": "('shapes_val_panoptic',)", "MODEL.DETR.NUM_CLASSES": 7,
