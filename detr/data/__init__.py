@@ -1,1 +1,1 @@
-"""Data: transforms, the mapper, checks before training, and the embedded shapes."""
+"""Data: transforms, the mappers, checks before training, and the embedded shapes."""

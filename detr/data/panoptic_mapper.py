@@ -87,7 +87,7 @@ def bounds(mask: np.ndarray) -> list[int]:
     """The first and last column and row with pixels of a mask (H, W), as x1, y1, x2, y2.
 
     The original's box of a segment: one pixel less wide and high than what its pixels cover. One row or one
-    column of pixels has no area, and is no target.
+    column of pixels has no area, and is no target (the original drops it in crops alone).
     """
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return [int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])]

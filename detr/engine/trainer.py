@@ -154,7 +154,7 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """As DefaultTrainer's; the numbers of all data sets and evaluators are logged as one table at the end."""
         results: dict[str, Any] = super().test(cfg, model, evaluators)
-        if comm.is_main_process():
+        if comm.is_main_process() and results:
             names = cfg.DATASETS.TEST
             table = evaluation.results_table({names[0]: results} if len(names) == 1 else results)
             logger.info("All results, in percent:\n%s", table)

@@ -468,6 +468,21 @@ def test_loading_generates_and_gives_standard_dicts(registered, monkeypatch, cap
     assert len(DatasetCatalog.get("shapes_val")) == 3
 
 
+def test_panoptic_sets_are_those_of_the_same_files(registered, monkeypatch):
+    monkeypatch.setattr(shapes, "COUNTS", {"train": 5, "val": 3})
+    dicts, others = DatasetCatalog.get("shapes_val_panoptic"), DatasetCatalog.get("shapes_val")
+    assert len(dicts) == 3
+    for record, other in zip(dicts, others, strict=True):
+        assert record.keys() == {"file_name", "image_id", "pan_seg_file_name", "segments_info"}
+        assert record == {key: other[key] for key in record}
+    metadata = MetadataCatalog.get("shapes_val_panoptic").as_dict()
+    other = MetadataCatalog.get("shapes_val").as_dict()
+    assert metadata.pop("evaluator_type") == "coco_panoptic_seg"
+    assert {key: other[key] for key in metadata if key != "name"} == {
+        key: value for key, value in metadata.items() if key != "name"
+    }
+
+
 def test_metadata_are_there_before_loading_and_agree_with_the_files(registered):
     metadata = MetadataCatalog.get("shapes_val")
     assert metadata.thing_classes == ["disc", "square", "triangle", "star"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,57 @@ def test_one_bad_entry_is_told_before_the_training(shapes_root, tmp_path, spoil,
         DatasetCatalog.remove("spoiled")
         MetadataCatalog.remove("spoiled")
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_boxes_of_things_and_stuff_are_trained_and_things_evaluated(shapes_root, tmp_path):
+    """The first stage of panoptic training."""
+    settings = {**TRAINING, "DATASETS.TRAIN": "('shapes_train_panoptic',)", "DATASETS.TEST": "('shapes_val_panoptic',)",
+                "MODEL.DETR.NUM_CLASSES": 7, "SOLVER.MAX_ITER": 2}  # fmt: skip
+    results = train(tmp_path, settings)
+    assert results.keys() == {"bbox"}
+    assert {"AP-disc", "AP-star"} <= results["bbox"].keys()
+    log = (tmp_path / "log.txt").read_text()
+    assert re.search(r"All results, in percent:\n\| +\| +shapes_val_panoptic \|\n.*\n\| box AP +\| +[\d.]+ \|", log)
+    histogram = log[log.index("Distribution of instances among all 7 categories") :]
+    assert re.search(r"grass +\| [1-9]", histogram)  # stuff counts
+
+
+def test_panoptic_files_are_checked_before_the_training(shapes_root, tmp_path):
+    dicts = DatasetCatalog.get("shapes_train_panoptic")
+    dicts[5]["pan_seg_file_name"] = str(tmp_path / "gone.png")
+    DatasetCatalog.register("spoiled_panoptic", lambda: dicts)
+    other = MetadataCatalog.get("shapes_train_panoptic").as_dict()
+    MetadataCatalog.get("spoiled_panoptic").set(**{**other, "name": "spoiled_panoptic"})
+    settings = {**TRAINING, "DATASETS.TRAIN": "('spoiled_panoptic',)", "DATASETS.TEST": "()",
+                "MODEL.DETR.NUM_CLASSES": 7}  # fmt: skip
+    try:
+        with pytest.raises(InputError, match=r"the panoptic PNG .*gone\.png does not exist"):
+            train(tmp_path / "out", settings)
+    finally:
+        DatasetCatalog.remove("spoiled_panoptic")
+        MetadataCatalog.remove("spoiled_panoptic")
+
+
+@pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
+def test_masks_that_are_missing_are_told_before_the_training(shapes_root, tmp_path, key):
+    dicts = DatasetCatalog.get("shapes_val")
+    spoiled = next(x for x in dicts if x["annotations"])
+    del spoiled["annotations"][-1]["segmentation"]
+    DatasetCatalog.register("without_masks", lambda: dicts)
+    name = os.path.basename(spoiled["file_name"])
+    try:
+        with pytest.raises(InputError, match=rf"{name} has an object without a segmentation, .*MODEL\.MASK_ON False"):
+            train(tmp_path / "out", {**TRAINING, "MODEL.MASK_ON": True, key: "('without_masks',)"})
+    finally:
+        DatasetCatalog.remove("without_masks")
+
+
+def test_a_missing_panopticapi_is_told_before_the_training(shapes_root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "panopticapi", None)  # as Python marks a module that cannot be imported
+    settings = {**TRAINING, "DATASETS.TEST": "('shapes_val_panoptic',)", "MODEL.DETR.NUM_CLASSES": 7,
+                "MODEL.MASK_ON": True, "MODEL.DETR.PANOPTIC.ENABLED": True}  # fmt: skip
+    with pytest.raises(InputError, match=r"pip install --no-deps panopticapi-lite==0\.2\.0"):
+        train(tmp_path / "out", settings)
 
 
 def test_metrics_reach_tensorboard(trained):
