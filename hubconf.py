@@ -25,8 +25,9 @@ def _entry_point(name: str) -> collections.abc.Callable[..., detr.Detr]:
     Returns a model on the CPU in evaluation mode. It takes Detectron2's list of dicts, one an image: "image",
     (3, H, W) RGB in the range 0..255, resized as you want it seen (shortest side 800, longest at most 1333), and
     "height", "width" of the output where that has another size. It returns a list of dicts: "instances" with
-    pred_boxes (xyxy in pixels of the output), scores and pred_classes of all 100 queries, and with pred_masks
-    from a panoptic model. In training mode see the docstring of ``Detr.forward``.
+    pred_boxes (xyxy in pixels of the output), scores and pred_classes of all 100 queries. From a panoptic model
+    "instances" are the things, with pred_masks, and "panoptic_seg" is the map with its segments. In training mode
+    see the docstring of ``Detr.forward``.
     """
     return build
 

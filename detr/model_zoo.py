@@ -36,13 +36,16 @@ def get(
 
     pretrained: the released weights, downloaded at the first time; else random ones, and no download at all
     device: by default the GPU where there is one
-    num_classes: another number than the released model's, for fine-tuning; the class head then starts fresh
+    num_classes: another number than the released model's, for fine-tuning; the class head then starts fresh, and
+        a panoptic model gives instances alone
 
     Raises InputError for an unknown name, and for weights that cannot be downloaded.
     """
     cfg = get_config(name)
-    if num_classes is not None:
+    if num_classes is not None and num_classes != entry(name).num_classes:
         cfg.MODEL.DETR.NUM_CLASSES = num_classes
+        cfg.MODEL.DETR.PANOPTIC.ENABLED = False  # nothing tells things from stuff among them
+    cfg.MODEL.DETR.FREEZE_DETR = False
     model = Detr(cfg)
     if pretrained:
         DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)

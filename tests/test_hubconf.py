@@ -47,6 +47,13 @@ def test_torch_hub_loads_a_panoptic_model(cache):
     model = torch.hub.load(str(ROOT), "detr_resnet50_panoptic", source="local")
     with torch.no_grad():
         (output,) = model([make_input([], [])])
+    assert output["instances"].pred_masks.shape[1:] == (96, 128)
+    assert output["panoptic_seg"][0].shape == (96, 128)
+    assert all(parameter.requires_grad for parameter in model.class_embed.parameters())
+    with torch.no_grad():
+        own = torch.hub.load(str(ROOT), "detr_resnet50_panoptic", source="local", num_classes=5)
+        (output,) = own([make_input([], [])])
+    assert output.keys() == {"instances"}
     assert output["instances"].pred_masks.shape == (100, 96, 128)
 
 

@@ -1,7 +1,6 @@
 """What a data set is held to before any training time is spent."""
 
 import difflib
-import json
 import logging
 import math
 import os
@@ -15,7 +14,6 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from detr.data.dataset_mapper import check_labels, size_problem
@@ -46,7 +44,7 @@ def load_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]
     except (AssertionError, KeyError, IndexError, TypeError, ValueError, OSError) as error:
         files = ", ".join(_annotation_file(name) for name in names)
         raise InputError(
-            f"the data set {', '.join(names)} cannot be loaded ({_reason(error)}): check that its annotations "
+            f"the data set {', '.join(names)} cannot be loaded ({reason_of(error)}): check that its annotations "
             f"({files}) are whole, and that images, annotations and categories refer to each other's ids"
         ) from error
 
@@ -55,7 +53,7 @@ def _annotation_file(name: str) -> str:
     return str(MetadataCatalog.get(name).get("panoptic_json" if is_panoptic(name) else "json_file", "no JSON file"))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     detail = error.args[0] if error.args else ""
     if isinstance(error, AssertionError) and str(detail).endswith((".jpg", ".png")):  # Detectron2 on panoptic sets
         return f"{detail} does not exist"
@@ -104,7 +102,7 @@ def check_classes(name: str, num_classes: int) -> None:
     if len(classes) != num_classes:
         raise InputError(
             f"MODEL.DETR.NUM_CLASSES is {num_classes}, but the data set {name} has {len(classes)} classes "
-            f"({_shorten(classes)}): set MODEL.DETR.NUM_CLASSES {len(classes)}"
+            f"({shorten(classes)}): set MODEL.DETR.NUM_CLASSES {len(classes)}"
         )
     logger.info("%s: %d classes, 0 = %s ... %d = %s", name, num_classes, classes[0], num_classes - 1, classes[-1])
 
@@ -120,75 +118,11 @@ def _check_panoptic_ids(name: str) -> None:
         return
     separated = name.endswith("_separated")
     raise InputError(
-        f"the panoptic data set {name} has the things {_shorten(things)} and the stuff {_shorten(stuff)} in its "
+        f"the panoptic data set {name} has the things {shorten(things)} and the stuff {shorten(stuff)} in its "
         f"metadata's *_dataset_id_to_contiguous_id, and {len(classes)} stuff_classes: Detr wants things as 0, 1, ..., "
         "stuff after them, and the names of both in stuff_classes"
         + (f", which {name.removesuffix('_separated')} has" if separated else "")
     )
-
-
-def check_panoptic_truth(name: str, dicts: Sequence[dict[str, Any]], *, masks: bool, maps: bool) -> None:
-    """What the evaluators of a panoptic set read from its JSON files.
-
-    dicts: of the set
-    masks: whether masks of instances are to be evaluated
-    maps: whether panoptic maps are
-
-    Raises InputError where a file's categories are not the metadata's, a segmentation or a crowd's flag is
-    missing, or PQ is not defined.
-    """
-    if MetadataCatalog.get(name).get("json_file"):
-        _check_instances(name, masks)
-    if maps:
-        _check_maps(name, dicts)
-
-
-def _check_instances(name: str, masks: bool) -> None:
-    metadata = MetadataCatalog.get(name)
-    path = metadata.json_file
-    content = _read_json(name, path)
-    known = metadata.thing_dataset_id_to_contiguous_id
-    _check_categories(name, path, set(known), {c["id"] for c in content.get("categories", [])})
-    if masks:
-        files = {image["id"]: image["file_name"] for image in content.get("images", [])}
-        for annotation in content.get("annotations", []):
-            check_segmentations([annotation], f"{files.get(annotation['image_id'])} (in {path})")
-
-
-def _check_maps(name: str, dicts: Sequence[dict[str, Any]]) -> None:
-    metadata = MetadataCatalog.get(name)
-    path = metadata.panoptic_json
-    for x in dicts:
-        if any("iscrowd" not in segment for segment in x["segments_info"]):
-            raise InputError(f"{x['file_name']} has a segment without 'iscrowd' in {path}: PQ wants it")
-    categories = _read_json(name, path).get("categories", [])
-    for kind, isthing in (("thing", True), ("stuff", False)):
-        known = metadata.get(f"{kind}_dataset_id_to_contiguous_id")
-        found = {c["id"] for c in categories if bool(c.get("isthing")) == isthing}
-        _check_categories(f"{name} ({kind})", path, set(known), found)
-        classes = set(known.values())
-        # panopticapi divides by the number of classes that it meets.
-        if not any(s["category_id"] in classes and not s["iscrowd"] for x in dicts for s in x["segments_info"]):
-            raise InputError(
-                f"{path} has no {kind} segment but crowds, so that its PQ is not defined: evaluate on a larger set, or "
-                "set MODEL.DETR.PANOPTIC.ENABLED False"
-            )
-
-
-def _check_categories(name: str, path: str, known: set[int], found: set[int]) -> None:
-    if known != found:
-        raise InputError(
-            f"{path} of the data set {name} has categories with the ids {_shorten(sorted(found))}, but its metadata "
-            f"{_shorten(sorted(known))}: mend *_dataset_id_to_contiguous_id or the file"
-        )
-
-
-def _read_json(name: str, path: str) -> dict[str, Any]:
-    try:
-        with PathManager.open(path) as file:
-            return json.load(file)  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} of the data set {name} cannot be read ({error}): restore the file") from error
 
 
 def check_same_classes(names: Sequence[str]) -> None:
@@ -249,25 +183,10 @@ def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: 
             len(degenerate),
             degenerate[0],
         )
-    _warn_of_surplus(dicts, numbers, num_queries)
+    warn_of_surplus(dicts, numbers, num_queries)
 
 
-def check_segments(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: int) -> None:
-    """As ``check_dicts``, for a panoptic training set; its PNGs are left to ``check_images`` and the mapper."""
-    if not any(x.get("segments_info") for x in dicts):
-        raise InputError("the training data sets have no segment at all: check the annotations of their files")
-    for x in dicts:
-        for key in ("pan_seg_file_name", "segments_info"):
-            if key not in x:
-                raise InputError(f"{x['file_name']} has no {key!r}: every image of a panoptic set needs one")
-        for key in ("id", "category_id"):
-            if any(key not in segment for segment in x["segments_info"]):
-                raise InputError(f"{x['file_name']} has a segment without {key!r}: every segment needs one")
-        check_labels(x["segments_info"], num_classes, x["file_name"])
-    _warn_of_surplus(dicts, [len(x["segments_info"]) for x in dicts], num_queries)
-
-
-def _warn_of_surplus(dicts: Sequence[dict[str, Any]], numbers: Sequence[int], num_queries: int) -> None:
+def warn_of_surplus(dicts: Sequence[dict[str, Any]], numbers: Sequence[int], num_queries: int) -> None:
     """numbers: of objects to learn in each of the images."""
     crowded = [(number, x["file_name"]) for number, x in zip(numbers, dicts, strict=True) if number > num_queries]
     if crowded:
@@ -366,6 +285,6 @@ def _is_degenerate(annotation: dict[str, Any], x: dict[str, Any]) -> bool:
     return not (min(x2, width) > max(x1, 0) and min(y2, height) > max(y1, 0))
 
 
-def _shorten(values: Sequence[Any]) -> str:
+def shorten(values: Sequence[Any]) -> str:
     names = list(map(str, values))
     return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"

@@ -33,19 +33,7 @@ class DetrPanopticMapper(DetrDatasetMapper):
         problem = png_size_problem(x, png=ids.shape[::-1], image=(x["width"], x["height"]))
         if problem:
             raise InputError(problem)
-        masks = [ids == segment["id"] for segment in segments]
-        known = ids == VOID
-        for mask, segment in zip(masks, segments, strict=True):
-            if not mask.any():
-                raise InputError(
-                    f"{path} has no pixel of the segment {segment['id']} that its JSON lists: mend one of them"
-                )
-            known |= mask
-        if not known.all():
-            raise InputError(
-                f"{path} has pixels of the segments {_shorten(np.unique(ids[~known]).tolist())}, which its JSON does "
-                f"not list: mend one of them ({VOID} stands for pixels of no segment)"
-            )
+        masks = segment_masks(x, ids)
         return [
             {
                 "bbox": bounds(mask),
@@ -57,6 +45,28 @@ class DetrPanopticMapper(DetrDatasetMapper):
         ]
 
 
+def segment_masks(x: dict[str, Any], ids: np.ndarray) -> list[np.ndarray]:
+    """The pixels of each of the segments of ``x``, (H, W) bool, from the id of every pixel's segment, (H, W).
+
+    Raises InputError, naming the PNG, for a segment without pixels and for pixels of a segment that is not listed.
+    """
+    path, segments = x["pan_seg_file_name"], x["segments_info"]
+    masks = [ids == segment["id"] for segment in segments]
+    known = ids == VOID
+    for mask, segment in zip(masks, segments, strict=True):
+        if not mask.any():
+            raise InputError(
+                f"{path} has no pixel of the segment {segment['id']} that its JSON lists: mend one of them"
+            )
+        known |= mask
+    if not known.all():
+        raise InputError(
+            f"{path} has pixels of the segments {_shorten(np.unique(ids[~known]).tolist())}, which its JSON does "
+            f"not list: mend one of them ({VOID} stands for pixels of no segment)"
+        )
+    return masks
+
+
 def read_segment_ids(path: str) -> np.ndarray:
     """The id of every pixel's segment, (H, W) int32, from the colours of a PNG: r + 256 g + 65536 b.
 
@@ -64,12 +74,17 @@ def read_segment_ids(path: str) -> np.ndarray:
     """
     try:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
+            mode = image.mode
             red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int32), -1, 0)
     except Exception as error:  # PIL and the path handlers raise many kinds
         raise InputError(
             f"cannot read the panoptic PNG {path} ({type(error).__name__}: {error}): restore the file or take it out "
             "of the annotations"
         ) from error
+    if mode not in ("RGB", "RGBA"):
+        raise InputError(
+            f"{path} is a PNG of the mode {mode}, not RGB: a segment's id is r + 256 g + 65536 b of its pixels' colour"
+        )
     return red + 256 * green + 65536 * blue
 
 

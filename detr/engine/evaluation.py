@@ -40,6 +40,15 @@ def measures_pq(cfg: CfgNode, dataset_name: str) -> bool:
     return is_panoptic(dataset_name) and (not is_detr(cfg) or cfg.MODEL.DETR.PANOPTIC.ENABLED)
 
 
+def check_measurable(cfg: CfgNode, dataset_name: str) -> None:
+    """Raises InputError for a panoptic set of which neither AP nor PQ can be had."""
+    if not MetadataCatalog.get(dataset_name).get("json_file") and not measures_pq(cfg, dataset_name):
+        raise InputError(
+            f"nothing of the data set {dataset_name} can be measured: it has no json_file with instance annotations "
+            "for AP, and MODEL.DETR.PANOPTIC.ENABLED, which PQ wants, is False; set one of them, or DATASETS.TEST ()"
+        )
+
+
 def check_panopticapi() -> None:
     """Raises InputError where the package that computes PQ is missing."""
     if importlib.util.find_spec("panopticapi") is None:
@@ -103,7 +112,10 @@ class ThingsEvaluator(COCOEvaluator):
         """options: of COCOEvaluator. The things must have the contiguous ids 0..T-1."""
         super().__init__(dataset_name, **options)
         self.things = torch.tensor(thing_ids(dataset_name))
-        self.thing_names = (class_names(dataset_name) or [])[: len(self.things)]
+        # COCOeval goes through the data set's ids in ascending order.
+        ids = MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id
+        names = class_names(dataset_name) or []
+        self.thing_names = [names[ids[key]] for key in sorted(ids)] if names else []
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """As COCOEvaluator's; boxes of stuff, which no annotation can match, are left out."""

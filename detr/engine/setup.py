@@ -83,7 +83,10 @@ def start_from_frozen_weights(cfg: CfgNode) -> None:
     Weights are loaded once: those in MODEL.WEIGHTS would overwrite the frozen ones.
     """
     frozen = cfg.MODEL.DETR.FROZEN_WEIGHTS
-    if frozen:
+    if frozen and not cfg.MODEL.MASK_ON:
+        print("MODEL.DETR.FROZEN_WEIGHTS is for masks, and MODEL.MASK_ON is False: going on without it")
+    elif frozen:
+        check_weights(frozen, key="MODEL.DETR.FROZEN_WEIGHTS")
         print(f"MODEL.DETR.FROZEN_WEIGHTS: starting from {frozen}, which stays as it is, instead of MODEL.WEIGHTS")
         cfg.MODEL.WEIGHTS = frozen
 
@@ -233,7 +236,7 @@ def check_names(cfg: CfgNode) -> None:
             raise InputError(f"{key} is {name!r}, which is not registered: it must be one of {known}")
 
 
-def check_weights(weights: str, needed: bool = False) -> None:
+def check_weights(weights: str, needed: bool = False, key: str = "MODEL.WEIGHTS") -> None:
     """Raises InputError for weights that are missing, and for none where they are ``needed``."""
     if not weights and needed:
         raise InputError("--eval-only wants trained weights, but MODEL.WEIGHTS is empty: name a checkpoint there")
@@ -245,6 +248,6 @@ def check_weights(weights: str, needed: bool = False) -> None:
         weights_in_folder(weights)
     elif weights and "://" not in weights and not PathManager.isfile(weights):
         raise InputError(
-            f"MODEL.WEIGHTS: there is no file or folder {weights}{missing_hint(weights)}; "
+            f"{key}: there is no file or folder {weights}{missing_hint(weights)}; "
             'MODEL.WEIGHTS "" starts from random weights'
         )

@@ -17,19 +17,11 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from detr.checkpoint import DetrCheckpointer
-from detr.data.checks import (
-    check_classes,
-    check_dicts,
-    check_images,
-    check_panoptic_truth,
-    check_same_classes,
-    check_same_task,
-    check_segments,
-    load_dicts,
-)
+from detr.data.checks import check_classes, check_dicts, check_images, check_same_classes, check_same_task, load_dicts
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.masks import check_segmentations
 from detr.data.metadata import class_names, is_panoptic
+from detr.data.panoptic_checks import check_panoptic_truth, check_pngs, check_segments
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine import evaluation, solver
 from detr.engine.evaluation import is_detr
@@ -45,6 +37,7 @@ def check_test_sets(cfg: CfgNode) -> None:
         if is_detr(cfg):
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
             if is_panoptic(name):
+                evaluation.check_measurable(cfg, name)
                 check_panoptic_truth(name, dicts, masks=cfg.MODEL.MASK_ON, maps=evaluation.measures_pq(cfg, name))
             elif cfg.MODEL.MASK_ON:
                 for x in dicts:
@@ -53,6 +46,8 @@ def check_test_sets(cfg: CfgNode) -> None:
             evaluation.check_panopticapi()
         if cfg.DATALOADER.CHECK_IMAGES:
             check_images(dicts, panoptic=is_detr(cfg) and is_panoptic(name))
+            if is_detr(cfg) and evaluation.measures_pq(cfg, name):
+                check_pngs(dicts)
 
 
 def check_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ def parts_from_config(cfg: CfgNode) -> dict[str, Any]:
             else None,
         ),
         "deep_supervision": keys.DEEP_SUPERVISION,
-        "freeze_detr": keys.FREEZE_DETR or bool(keys.FROZEN_WEIGHTS),
+        "freeze_detr": cfg.MODEL.MASK_ON and (keys.FREEZE_DETR or bool(keys.FROZEN_WEIGHTS)),
         "mask_head": MaskHead(
             d=keys.HIDDEN_DIM,
             heads=keys.NHEADS,
@@ -120,7 +120,6 @@ def _check_sizes(cfg: CfgNode) -> None:
         for key, value in (
             ("PANOPTIC.ENABLED", keys.PANOPTIC.ENABLED),
             ("FREEZE_DETR", keys.FREEZE_DETR),
-            ("FROZEN_WEIGHTS", keys.FROZEN_WEIGHTS),
         ):
             if value:
                 raise InputError(f"MODEL.DETR.{key} is {value!r}, which wants masks: set MODEL.MASK_ON True")

@@ -25,19 +25,15 @@ class SetCriterion(nn.Module):
         *,
         matcher: HungarianMatcher,
         num_classes: int,
-        ce_weight: float = 1.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
-        mask_weight: float = 1.0,
-        dice_weight: float = 1.0,
         no_object_weight: float = 0.1,
     ) -> None:
         """num_classes: K; the no-object class is row K."""
         super().__init__()
         self.matcher = matcher
         self.num_classes = num_classes
-        self.weights = {"loss_ce": ce_weight, "loss_bbox": l1_weight, "loss_giou": giou_weight}
-        self.mask_weights = {"loss_mask": mask_weight, "loss_dice": dice_weight}
+        self.weights = {"loss_ce": 1.0, "loss_bbox": l1_weight, "loss_giou": giou_weight}
         class_weight = torch.ones(num_classes + 1)
         class_weight[-1] = no_object_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
@@ -90,7 +86,7 @@ class SetCriterion(nn.Module):
         }
 
     def mask_losses(self, mask_logits: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
-        """Weighted ``loss_mask`` (sigmoid focal) and ``loss_dice`` of matched pairs (paper, sec. 4.3): scalars.
+        """``loss_mask`` (sigmoid focal) and ``loss_dice`` of matched pairs, which weigh 1 (paper, sec. 4.3): scalars.
 
         mask_logits: (P, h, w), one for each of the pairs; targets: with masks (M, H, W), which the predictions
         are upsampled to
@@ -107,8 +103,7 @@ class SetCriterion(nn.Module):
             overlap = (probability * truth).sum(1)
             dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
             num_boxes = self._num_boxes(targets)
-            losses = {"loss_mask": focal.sum() / num_boxes, "loss_dice": dice.sum() / num_boxes}
-        return {name: self.mask_weights[name] * loss for name, loss in losses.items()}
+            return {"loss_mask": focal.sum() / num_boxes, "loss_dice": dice.sum() / num_boxes}
 
     @staticmethod
     def _num_boxes(targets: Targets) -> Tensor | float:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import BitMasks, ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 from torchvision.ops import box_convert
@@ -202,10 +202,11 @@ class Detr(nn.Module):
         masks = torch.zeros(total, *padded_size, dtype=torch.bool, device=self.device)
         start = 0
         for truth in instances:
-            if not truth.has("gt_masks"):
+            if not truth.has("gt_masks") or not isinstance(truth.gt_masks, BitMasks):
+                kind = type(truth.gt_masks).__name__ if truth.has("gt_masks") else "nothing"
                 raise InputError(
-                    "MODEL.MASK_ON is True, but the training targets have no gt_masks: the data set's mapper must give "
-                    "them, as detr.data's do"
+                    f"MODEL.MASK_ON is True, but the training targets have {kind} as gt_masks, and not BitMasks: the "
+                    "data set's mapper must give them, as detr.data's do"
                 )
             height, width = truth.image_size
             end = start + len(truth)

@@ -17,9 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from detr.modeling.panoptic import panoptic_queries, panoptic_segmentation
-
-MASKS_AT_ONCE = 10  # a COCO image's mask at the input's size is 4 MB in float32
+from detr.modeling.panoptic import MASKS_AT_ONCE, panoptic_queries, panoptic_segmentation
 
 Size = tuple[int, int]
 

@@ -13,13 +13,12 @@ from detr.data.checks import (
     check_dicts,
     check_files,
     check_images,
-    check_panoptic_truth,
     check_registered,
     check_same_classes,
     check_same_task,
-    check_segments,
     load_dicts,
 )
+from detr.data.panoptic_checks import check_panoptic_truth, check_segments
 from detr.errors import InputError
 
 

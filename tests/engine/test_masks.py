@@ -1,7 +1,10 @@
 """Masks and panoptic maps through train_net.py: one stage, two stages, and all numbers of one evaluation."""
 
+import copy
+
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr.errors import InputError
 from tests.conftest import ROOT
@@ -73,6 +76,43 @@ def test_boxes_alone_are_no_weights_to_evaluate_masks_with(boxes, tmp_path):
         train(tmp_path, settings, "--eval-only", config=PANOPTIC)
 
 
+def spoiled_set(name, change, **metadata):
+    """`shapes_val_panoptic` with its dicts changed, under another name."""
+    dicts = copy.deepcopy(DatasetCatalog.get("shapes_val_panoptic"))
+    change(dicts)
+    DatasetCatalog.register(name, lambda: dicts)
+    known = {**MetadataCatalog.get("shapes_val_panoptic").as_dict(), "name": name, **metadata}
+    MetadataCatalog.get(name).set(**known)
+
+
+@pytest.fixture
+def spoiled():
+    yield "spoiled_panoptic"
+    DatasetCatalog.remove("spoiled_panoptic")
+    MetadataCatalog.remove("spoiled_panoptic")
+
+
+def test_a_png_that_contradicts_its_json_is_told_before_an_evaluation(boxes, spoiled, tmp_path):
+    """PQ would count its pixels wrongly without a word."""
+    spoiled_set(spoiled, lambda dicts: dicts[3]["segments_info"].pop())
+    settings = {**MASKS, "MODEL.WEIGHTS": boxes, "DATASETS.TEST": f"('{spoiled}',)"}
+    with pytest.raises(InputError, match=r"\.png has pixels of the segments \d+, which its JSON does not list"):
+        train(tmp_path, settings, "--eval-only", config=PANOPTIC)
+
+
+def test_a_set_of_which_nothing_can_be_measured_is_told_before_the_training(shapes_root, spoiled, tmp_path):
+    spoiled_set(spoiled, lambda dicts: None, json_file="")
+    with pytest.raises(
+        InputError, match="nothing of the data set spoiled_panoptic can be measured: it has no json_file"
+    ):
+        train(tmp_path, {**BOXES, "DATASETS.TEST": f"('{spoiled}',)"}, config=PANOPTIC)
+
+
+def test_frozen_weights_without_masks_are_passed_over(shapes_root, tmp_path, capsys):
+    train(tmp_path, {**BOXES, "MODEL.DETR.FROZEN_WEIGHTS": "gone.pth"}, config=PANOPTIC)
+    assert "MODEL.DETR.FROZEN_WEIGHTS is for masks, and MODEL.MASK_ON is False" in capsys.readouterr().out
+
+
 def test_a_frozen_detr_that_does_not_exist_is_told(shapes_root, tmp_path):
-    with pytest.raises(InputError, match=r"there is no file or folder gone\.pth"):
+    with pytest.raises(InputError, match=r"MODEL\.DETR\.FROZEN_WEIGHTS: there is no file or folder gone\.pth"):
         train(tmp_path, {**MASKS, "MODEL.DETR.FROZEN_WEIGHTS": "gone.pth"}, config=PANOPTIC)

@@ -155,6 +155,23 @@ def test_masks_train_with_any_backbone_and_with_empty_images(tiny_config, backbo
     assert all(torch.isfinite(gradient).all() for gradient in trainable.values())
 
 
+def test_mask_losses_are_of_the_last_layers_matches(tiny_config):
+    model = build(tiny_config, MASKS).train()
+    with torch.no_grad():
+        model.query_embed.weight.mul_(5)
+        batch = [with_masks(make_input(BOXES, [0, 1], size, seed)) for seed, size in enumerate([(96, 128), (90, 101)])]
+        outputs = model.predict(model.preprocess(batch), all_layers=True)
+        targets = model.targets(batch, (96, 128))
+        losses = model.losses(outputs, targets)
+        matches = model.criterion.matcher(outputs.logits[-1:], outputs.boxes[-1:], targets)
+        masks = model.mask_head(outputs.mask_features, matches.image, matches.query)
+        expected = model.criterion.mask_losses(masks, targets, matches)
+        first = model.criterion.matcher(outputs.logits[:1], outputs.boxes[:1], targets)
+    assert first.query.tolist() != matches.query.tolist()  # else the first layer's would do as well
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+
+
 def test_targets_are_padded_with_the_batch(tiny_config):
     model = build(tiny_config, MASKS)
     batch = [with_masks(make_input(BOXES, [0, 1], size)) for size in [(90, 101), (96, 128)]]
@@ -167,7 +184,8 @@ def test_targets_are_padded_with_the_batch(tiny_config):
 
 
 def test_masks_without_targets_are_told(tiny_config):
-    with pytest.raises(InputError, match=r"MODEL\.MASK_ON is True, but the training targets have no gt_masks"):
+    told = r"MODEL\.MASK_ON is True, but the training targets have nothing as gt_masks, and not BitMasks"
+    with pytest.raises(InputError, match=told):
         build(tiny_config, MASKS).train()([make_input(BOXES, [0, 1])])
 
 
@@ -203,7 +221,6 @@ def test_a_frozen_detr_stays_as_it_is(tiny_config, key):
     ("settings", "message"),
     [
         ({"MODEL.DETR.FREEZE_DETR": True}, r"FREEZE_DETR is True, which wants masks: set MODEL\.MASK_ON True"),
-        ({"MODEL.DETR.FROZEN_WEIGHTS": "x.pth"}, r"FROZEN_WEIGHTS is 'x\.pth', which wants masks"),
         ({"MODEL.DETR.PANOPTIC.ENABLED": True}, r"PANOPTIC\.ENABLED is True, which wants masks"),
         (
             {**MASKS, "MODEL.DETR.PANOPTIC.STUFF_MERGE": "none"},

@@ -10,8 +10,8 @@ from tests.parity.oracle import PANOPTIC_CLASSES, build_original, original_targe
 Q, SIZE = 20, (24, 32)  # queries, and size of the mask logits; the ground truth is larger by about 4
 
 
-def outputs(images):
-    generator = torch.Generator().manual_seed(images)
+def outputs(images, seed=0):
+    generator = torch.Generator().manual_seed(seed)
     return {
         "pred_logits": torch.randn(images, Q, PANOPTIC_CLASSES + 1, generator=generator),
         "pred_boxes": torch.rand(images, Q, 4, generator=generator) * 0.4 + 0.2,
@@ -42,8 +42,12 @@ def test_mask_losses(original_criterion, objects):
         start += len(mask)
     targets = Targets(torch.cat(labels), torch.cat(boxes), objects, padded)
     criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=PANOPTIC_CLASSES)
-    _, matches = criterion(found["pred_logits"][None], found["pred_boxes"][None], targets)
-    last = matches.of_last_layer(1)
+    # An earlier layer, of other outputs, has no masks.
+    earlier = outputs(len(objects), seed=9)
+    logits, boxes = (torch.stack([earlier[key], found[key]]) for key in ("pred_logits", "pred_boxes"))
+    _, matches = criterion(logits, boxes, targets)
+    last = matches.of_last_layer(2)
+    assert last.layer.tolist() == [1] * sum(objects)
     losses = criterion.mask_losses(found["pred_masks"][last.image, last.query], targets, last)
     assert losses.keys() == {"loss_mask", "loss_dice"}
     for name, loss in losses.items():
