@@ -17,6 +17,7 @@ import converter
 from detr.checkpoint import released
 from detr.checkpoint.architecture import Facts
 from detr.checkpoint.files import load_file
+from detr.checkpoint.formats import to_detectron2
 from detr.checkpoint.source import read
 from detr.engine.verification import verify
 from detr.errors import InputError
@@ -105,6 +106,12 @@ def test_own_classes_stay_own(original, tmp_path, output):
     run(*options)
     assert load_file(output)["model"]["class_embed.bias"].shape == (92,)
     run(*options, "--verify")
+    # 80 own classes of a Detectron2 file, which would be taken for COCO's, and are remembered
+    torch.save({"model": to_detectron2(own).state}, tmp_path / "ours.pth")
+    run("--source_model", tmp_path / "ours.pth", "--output_model", tmp_path / "noted.pth", "--own-classes")
+    for source, rows in (("ours.pth", 92), ("noted.pth", 81)):
+        run("--source_model", tmp_path / source, "--output_model", output, "--to", "original", "--overwrite")
+        assert len(load_file(output)["model"]["class_embed.bias"]) == rows
 
 
 def test_heads_are_told_or_asked_for(original, tmp_path, output, capsys):

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -60,8 +60,8 @@ def convert(request: Request) -> Report:
     source = read(_found(request.source), unsafe=request.unsafe)
     _check_output(source.path, request.output, is_folder=request.to == "transformers")
     # Between programs that both count COCO's ids, class rows stay as they are.
-    keep_ids = request.own_classes or request.to != "detectron2"
-    conversion = source.to_detectron2(keep_ids=keep_ids)
+    keep_ids = request.to != "detectron2"
+    conversion = source.to_detectron2(own_classes=request.own_classes, keep_ids=keep_ids)
     facts = Facts(dilation=True if request.dc5 else None, heads=request.heads).or_else(source.facts)
     if conversion.source.backbone_only and (request.to != "detectron2" or request.num_classes or request.num_queries):
         raise InputError(
@@ -70,13 +70,15 @@ def convert(request: Request) -> Report:
     lost = [] if conversion.source.backbone_only else missing_keys(conversion.state)
     if lost and (request.to != "detectron2" or request.num_classes or request.num_queries):
         raise InputError(f"{source.path} lacks {len(lost)} tensors that a whole DETR has, the first: {lost[0]}")
-    coco = conversion.coco and not request.own_classes
+    coco = conversion.coco
     expanded = num_rows(to_category_ids(conversion.state)) if coco and request.to != "detectron2" else 0
     if request.num_classes is not None and request.num_classes + 1 != expanded:
         state, resized = _resized(conversion.state, request.num_classes, request.num_queries)
         coco = coco and not resized
     else:
         state, resized = _resized(conversion.state, None, request.num_queries)
+    if request.own_classes and facts.classes is None:  # the note tells the next program that they are not COCO's
+        facts = replace(facts, classes=tuple(f"class {i}" for i in range(num_rows(state) - 1)))
     lines = [*conversion.lines, *resized]
     if lost:
         lines.append(f"INCOMPLETE: {len(lost)} tensors that a whole DETR has are missing, the first: {lost[0]}")

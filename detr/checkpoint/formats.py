@@ -94,11 +94,12 @@ def recognise(state: Mapping[str, object]) -> Format | None:
     return None
 
 
-def to_detectron2(state: Mapping[str, Tensor], *, coco_ids: bool = True) -> Conversion:
+def to_detectron2(state: Mapping[str, Tensor], *, coco: bool = True, keep_ids: bool = False) -> Conversion:
     """The state dict of a ``Detr`` from one in any format.
 
-    coco_ids: whether a class head of 92 or 251 rows counts COCO's category ids; such a head becomes one of
-        81 or 134 rows in Detectron2's order. Other sizes are kept.
+    coco: whether a class head of 92 or 251 rows counts COCO's category ids, and one of 81 or 134 rows its
+        categories; other sizes are not COCO's
+    keep_ids: leaves heads of 92 and 251 rows as they are; else they get 81 or 134 rows, in Detectron2's order
 
     Raises InputError for an unknown format, for keys that no rule maps, for half a class head and for attention
     projections that lack a part.
@@ -114,8 +115,8 @@ def to_detectron2(state: Mapping[str, Tensor], *, coco_ids: bool = True) -> Conv
         renamed = _stack_projections(renamed)
     check_class_head(renamed)
     if any_backbone:
-        return Conversion(renamed, source, num_rows(renamed) - 1 in COCO_ROWS.values() and coco_ids, lines)
-    contiguous = to_contiguous(renamed) if coco_ids else renamed
+        return Conversion(renamed, source, coco and num_rows(renamed) - 1 in COCO_ROWS.values(), lines)
+    contiguous = to_contiguous(renamed) if coco and not keep_ids else renamed
     old, new = num_rows(renamed), num_rows(contiguous)
     if old != new:
         lines.append(f"class rows {old} -> {new}: COCO's category ids, in Detectron2's order")

@@ -33,13 +33,14 @@ class Source:
     facts: Facts
     rest: dict[str, Any] = field(default_factory=dict)  # what the file holds beside the state dict
 
-    def to_detectron2(self, *, keep_ids: bool = False) -> Conversion:
-        """With ``keep_ids``, class rows stay as they are.
+    def to_detectron2(self, *, own_classes: bool = False, keep_ids: bool = False) -> Conversion:
+        """own_classes: 80, 91, 133 or 250 classes are not COCO's; keep_ids: see ``formats.to_detectron2``.
 
         Raises InputError, with the file's name, where the file is no DETR or has keys without a place.
         """
         try:
-            return to_detectron2(self.state, coco_ids=self.facts.classes is None and not keep_ids)
+            coco = self.facts.classes is None and not own_classes
+            return to_detectron2(self.state, coco=coco, keep_ids=keep_ids)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
 

@@ -50,7 +50,7 @@ def test_another_number_of_classes_is_kept(original):
 
 
 def test_ninety_one_classes_of_another_data_set_are_kept(original):
-    assert len(to_detectron2(original, coco_ids=False).state["class_embed.bias"]) == 92
+    assert len(to_detectron2(original, coco=False).state["class_embed.bias"]) == 92
 
 
 @pytest.mark.parametrize(
