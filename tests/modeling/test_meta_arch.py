@@ -172,6 +172,20 @@ def test_mask_losses_are_of_the_last_layers_matches(tiny_config):
         torch.testing.assert_close(losses[name], value)
 
 
+def test_masks_train_in_mixed_precision(tiny_config):
+    """The head runs in half precision, its losses do not."""
+    model = build(tiny_config, MASKS).train()
+    batch = [with_masks(make_input(BOXES, [0, 1], size, seed)) for seed, size in enumerate([(96, 128), (90, 101)])]
+    plain = model(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    for name in ("loss_mask", "loss_dice"):
+        torch.testing.assert_close(losses[name], plain[name], rtol=0.1, atol=0)
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.mask_head.parameters())
+
+
 def test_targets_are_padded_with_the_batch(tiny_config):
     model = build(tiny_config, MASKS)
     batch = [with_masks(make_input(BOXES, [0, 1], size)) for size in [(90, 101), (96, 128)]]
