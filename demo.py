@@ -62,9 +62,9 @@ def main() -> None:
     args = parse_args()
     output = free_folder(args.output)
     config = CONFIGS / ("shapes_panoptic.yaml" if args.panoptic else "shapes_detection.yaml")
-    what = "boxes, masks and panoptic maps: about 11" if args.panoptic else "boxes: about 9"
+    what = "boxes, masks and panoptic maps" if args.panoptic else "boxes"
     tell(
-        f"Training a small DETR on drawn shapes, on the CPU, for {what} minutes on two cores.\n"
+        f"Training a small DETR on drawn shapes, for {what}, on the CPU: about 9 minutes on two cores.\n"
         f"Folder: {output.absolute()}"
     )
     tell(f"  the data set, drawn at the first time in half a minute: {ensure_shapes()}")
