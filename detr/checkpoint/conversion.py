@@ -1,6 +1,5 @@
 """From a checkpoint in any format to a file in another one, with a report."""
 
-import hashlib
 import os
 from dataclasses import dataclass, replace
 
@@ -9,8 +8,8 @@ from torch import nn
 
 from detr.checkpoint.architecture import Facts, architecture
 from detr.checkpoint.completeness import missing_keys
-from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_file
-from detr.checkpoint.formats import Format, from_detectron2, target_format
+from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_file, sha256
+from detr.checkpoint.formats import from_detectron2, target_format
 from detr.checkpoint.paths import ZOO, local_path
 from detr.checkpoint.released import RELEASED
 from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, State, fit, num_rows, to_category_ids
@@ -46,7 +45,6 @@ class Report:
     rows: list[tuple[str, str]]
     source: Source
     facts: Facts
-    target: Format
     output: str  # the weights file; for transformers in its folder
 
 
@@ -109,9 +107,9 @@ def convert(request: Request) -> Report:
         *(() if conversion.source.backbone_only else _told(facts)),
         ("output", f"{output} ({target.title})"),
         ("size", f"{os.path.getsize(output) / 2**20:.1f} MiB"),
-        ("SHA-256", _sha256(output)),
+        ("SHA-256", sha256(output)),
     ]
-    return Report(rows, source, facts, target, output)
+    return Report(rows, source, facts, output)
 
 
 def _found(source: str) -> str:
@@ -158,11 +156,3 @@ def _told(facts: Facts) -> list[tuple[str, str]]:
     dilation = {None: "not told by the source, taken as no (--dc5)", True: "yes", False: "no"}[facts.dilation]
     heads = "not told by the source, taken as 8 (--heads)" if facts.heads is None else str(facts.heads)
     return [("DC5", dilation), ("heads", heads)]
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """Files from the network: downloaded once into Detectron2's cache, and checked."""
 
-import hashlib
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ import torch
 from iopath.common.file_io import file_lock, get_cache_dir
 from portalocker.exceptions import LockException
 
+from detr.checkpoint.files import sha256
 from detr.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -70,14 +70,10 @@ def _failure(url: str, path: str, reason: str) -> str:
 
 
 def _check(path: str, url: str, hash_prefix: str) -> None:
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        found = sha256(path)[: len(hash_prefix)]
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): see to its permissions, or delete it") from error
-    found = digest.hexdigest()[: len(hash_prefix)]
     if found != hash_prefix:
         raise InputError(
             f"{path} is cut off or another file: its SHA-256 begins with {found}, that of {url} with {hash_prefix}; "

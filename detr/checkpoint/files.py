@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import hashlib
 import json
 import os
 import pickle
@@ -153,6 +154,15 @@ def load_config_json(weights: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path} holds a {type(config).__name__}, not a model's configuration")
     return config
+
+
+def sha256(path: str) -> str:
+    """The hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def save_file(content: dict[str, Any], path: str) -> None:

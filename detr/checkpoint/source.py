@@ -1,7 +1,6 @@
 """From a file in any format to tensors of known kind, checked, with what the file tells beside them."""
 
 import argparse
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +16,6 @@ from detr.checkpoint.files import load_config_json, load_file, weights_in_folder
 from detr.checkpoint.formats import TRANSFORMERS, Conversion, Format, recognise, to_detectron2
 from detr.checkpoint.released import released_file
 from detr.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 NOTE = "detr"  # the key under which the converter leaves what the tensors do not tell
 

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import pickle
-import warnings
 
 import numpy as np
 import pytest
@@ -235,22 +234,23 @@ def resnet_state():
     return resnet, resnet.state_dict()
 
 
-def save_zoo_pickle(state, path):
-    """As Detectron2's model zoo has it: numpy arrays, names without `backbone`, and the classifier."""
+def save_resnet(state, folder, suffix):
+    """As torchvision has it, or for "pkl" Detectron2's zoo: arrays, names without `backbone`, and the classifier."""
+    path = str(folder / f"resnet50.{suffix}")
+    if suffix == "pth":
+        torch.save(state, path)
+        return path
     ours = {key.removeprefix("backbone."): value.numpy() for key, value in to_detectron2(state).state.items()}
     ours |= {"stem.fc.weight": state["fc.weight"].numpy(), "stem.fc.bias": state["fc.bias"].numpy()}
     with open(path, "wb") as file:
         pickle.dump({"model": ours, "__author__": "torchvision", "matching_heuristics": True}, file)
+    return path
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])
 def test_a_resnet_becomes_the_backbone(suffix, tmp_path, caplog):
     resnet, state = resnet_state()
-    path = str(tmp_path / f"resnet50.{suffix}")
-    if suffix == "pkl":
-        save_zoo_pickle(state, path)
-    else:
-        torch.save(state, path)
+    path = save_resnet(state, tmp_path, suffix)
     model = build_model(small_config()).eval()
     before = model.query_embed.weight.clone()
     DetrCheckpointer(model).load(path)
@@ -266,17 +266,11 @@ def test_a_resnet_becomes_the_backbone(suffix, tmp_path, caplog):
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])
 def test_a_resnet_is_found_inside_a_pyramid(suffix, tmp_path):
     _, state = resnet_state()
-    path = str(tmp_path / f"resnet50.{suffix}")
-    if suffix == "pkl":
-        save_zoo_pickle(state, path)
-    else:
-        torch.save(state, path)
+    path = save_resnet(state, tmp_path, suffix)
     cfg = small_config(MODEL__BACKBONE__NAME="build_resnet_fpn_backbone", MODEL__DETR__IN_FEATURE="p5")
     cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     model = build_model(cfg)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        DetrCheckpointer(model).load(path)
+    DetrCheckpointer(model).load(path)
     assert torch.equal(model.backbone.bottom_up.res4[5].conv2.weight, state["layer3.5.conv2.weight"])
 
 
