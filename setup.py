@@ -44,8 +44,21 @@ TRANSFORMERS = [
     "transformers>=5,<6",
 ]
 
+# Counts COCO's matches in Rust, with pycocotools' numbers; without it pycocotools itself does.
+EVALUATION = ["hotcoco>=1.3,<2"]
+
+# What tools/export_model.py writes besides torch's own formats, and what runs it.
+EXPORT = [
+    "onnx>=1.18,<2",
+    "onnxruntime>=1.20,<2",
+    "onnxscript>=0.5,<1",
+    "openvino>=2025,<2027",
+]
+
 DEV = [
     *TRANSFORMERS,  # the parity tests' second oracle
+    *EVALUATION,
+    *EXPORT,
     "mypy>=2.1,<3",
     "pytest>=9,<10",
     "ruff>=0.15,<0.18",  # the formatter's style may change with the middle number
@@ -80,7 +93,13 @@ if __name__ == "__main__":  # the tests read the lists above without building an
         package_data={"detr.configs": ["*.yaml", "*/*.yaml"]},
         python_requires=">=3.10,<3.14",
         install_requires=INSTALL_REQUIRES,
-        extras_require={"detectron2": DETECTRON2, "dev": DEV, "transformers": TRANSFORMERS},
+        extras_require={
+            "detectron2": DETECTRON2,
+            "dev": DEV,
+            "evaluation": EVALUATION,
+            "export": EXPORT,
+            "transformers": TRANSFORMERS,
+        },
         classifiers=[
             "Development Status :: 4 - Beta",
             "Intended Audience :: Science/Research",
