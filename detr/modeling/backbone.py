@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, ResNet, build_backbone
@@ -104,15 +103,30 @@ def choose_pyramid(backbone: Backbone, in_feature: str) -> tuple[str, str, str]:
 
 
 def padding_mask(images: ImageList, feature_size: tuple[int, int]) -> Tensor | None:
-    """The padding at the resolution of the feature map: (N, H, W) bool, True = padding.
+    """The padding at the resolution of the feature map: (N, h, w) bool, True = padding.
 
-    None where no image is padded: attention needs no mask then. Like the original, it is the
-    nearest-neighbour sample of the mask in pixels, which differs from ceil(size / stride).
+    None where no image is padded: attention needs no mask then.
     """
     padded_size = tuple(images.tensor.shape[-2:])
     if all(tuple(size) == padded_size for size in images.image_sizes):
         return None
-    mask = images.tensor.new_ones(len(images), *padded_size)
-    for row, (height, width) in zip(mask, images.image_sizes, strict=True):
-        row[:height, :width] = 0
-    return F.interpolate(mask[None], size=feature_size)[0].bool()
+    sizes = torch.tensor(images.image_sizes).to(images.device, non_blocking=True)
+    return sampled_padding(sizes, padded_size, feature_size)
+
+
+def sampled_padding(sizes: Tensor, padded_size: tuple[int, int], feature_size: tuple[int, int]) -> Tensor:
+    """Like the original's, the nearest-neighbour sample of the padding in pixels: (N, h, w) bool, True = padding.
+
+    It differs from ceil(size / stride).
+
+    sizes: (N, 2) height and width of each image in pixels, without padding
+    padded_size, feature_size: (height, width) of the batch in pixels, and of the feature map
+    """
+    sampled = [_nearest(*lengths, sizes.device) for lengths in zip(padded_size, feature_size, strict=True)]
+    rows, columns = (x >= size[:, None] for x, size in zip(sampled, sizes.unbind(1), strict=True))
+    return rows[:, :, None] | columns[:, None]
+
+
+def _nearest(length: int, samples: int, device: torch.device) -> Tensor:
+    """(samples,): which of ``length`` pixels torch's nearest-neighbour resampling takes, in its own precision."""
+    return (torch.arange(samples, dtype=torch.float32, device=device) * (length / samples)).floor()

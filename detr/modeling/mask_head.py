@@ -14,6 +14,7 @@ this saves a third of the multiplications.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,29 @@ class MaskFeatures:
             pyramid=tuple(level[one] for level in self.pyramid),
             queries=self.queries[one],
         )
+
+
+class SharedMaps(NamedTuple):
+    """What the masks of N images rest on.
+
+    attention: (N, Q, M, h, w), where each query looks
+    first: (N, d + M, h, w), what the image adds to the first convolution, bias included
+    coarse, middle, fine: (N, C_i, H_i, W_i), what it adds to the third to fifth
+    """
+
+    attention: Tensor
+    first: Tensor
+    coarse: Tensor
+    middle: Tensor
+    fine: Tensor
+
+    def rows(self, image_of: Tensor, query_of: Tensor) -> tuple[Tensor, ...]:
+        """The maps of R rows, (R, ...) each; those of a single image stay (1, ...) and are broadcast, not copied.
+
+        image_of: (R,) int64 in [0, N); query_of: (R,) int64 in [0, Q)
+        """
+        of_image = (x if len(x) == 1 else x[image_of] for x in self[1:])
+        return self.attention[image_of, query_of], *of_image
 
 
 class AttentionMaps(nn.Module):
@@ -103,6 +127,12 @@ class MaskHead(nn.Module):
 
         image_of: (R,) int64 in [0, N); query_of: (R,) int64 in [0, Q)
         """
+        shared = self.share(features)
+        chunks = zip(image_of.split(ROWS_AT_ONCE), query_of.split(ROWS_AT_ONCE), strict=True)
+        return torch.cat([self.decode(*shared.rows(i, q)) for i, q in chunks])
+
+    def share(self, features: MaskFeatures) -> "SharedMaps":
+        """What an image's rows have in common, computed once an image."""
         attention = self.attention(features.queries, features.memory, features.padding)  # (N, Q, M, h, w)
         d = features.projected.shape[1]
         first = F.conv2d(features.projected, self.lay1.weight[:, :d], self.lay1.bias, padding=1)
@@ -111,27 +141,21 @@ class MaskHead(nn.Module):
             layer(adapter(level))
             for layer, adapter, level in zip(self._upper_layers(), adapters, features.pyramid, strict=True)
         ]
-        chunks = zip(image_of.split(ROWS_AT_ONCE), query_of.split(ROWS_AT_ONCE), strict=True)
-        return torch.cat([self._decode(attention[i, q], first, levels, i) for i, q in chunks])
+        return SharedMaps(attention, first, *levels)
 
-    def _decode(self, attention: Tensor, first: Tensor, levels: list[Tensor], image_of: Tensor) -> Tensor:
-        """attention: (R, M, h, w); first, levels: what the images add to the convolutions 1 and 3 to 5."""
+    def decode(self, attention: Tensor, first: Tensor, *levels: Tensor) -> Tensor:
+        """Mask logits (R, H_3, W_3) of the rows with these maps (see ``SharedMaps.rows``)."""
         x = F.conv2d(attention, self.lay1.weight[:, -attention.shape[1] :], padding=1)
-        x = self.gn1(x.add_(_rows(first, image_of))).relu_()  # (R, d + M, h, w)
+        x = self.gn1(x.add_(first)).relu_()  # (R, d + M, h, w)
         x = self.gn2(self.lay2(x)).relu_()  # (R, d / 2, h, w)
         for layer, norm, level in zip(self._upper_layers(), (self.gn3, self.gn4, self.gn5), levels, strict=True):
             x = F.interpolate(x, size=level.shape[-2:], mode="nearest")
             x = F.conv2d(x, layer.weight, padding=1)  # the bias is in `level`
-            x = norm(x.add_(_rows(level, image_of))).relu_()
+            x = norm(x.add_(level)).relu_()
         return self.out_lay(x).squeeze(1)
 
     def _upper_layers(self) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]:
         return self.lay3, self.lay4, self.lay5
-
-
-def _rows(of_images: Tensor, image_of: Tensor) -> Tensor:
-    """(N, ...) -> (R, ...); one image's is broadcast, not copied."""
-    return of_images if len(of_images) == 1 else of_images[image_of]
 
 
 def _conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:

@@ -160,9 +160,16 @@ class Detr(nn.Module):
 
     def _predict(self, images: ImageList, all_layers: bool) -> Outputs:
         features = self.backbone(images.tensor)
-        projected = self.input_proj(features[self.in_feature])  # (N, d, H / stride, W / stride)
+        return self.read(features, padding_mask(images, features[self.in_feature].shape[-2:]), all_layers)
+
+    def read(self, features: dict[str, Tensor], padding: Tensor | None, all_layers: bool) -> Outputs:
+        """What follows the backbone.
+
+        features: name -> (N, C, H, W), as the backbone gives them
+        padding: (N, h, w) bool of the transformer's feature, True = padding; None where no image is padded
+        """
+        projected = self.input_proj(features[self.in_feature])  # (N, d, h, w)
         n, _, h, w = projected.shape
-        padding = padding_mask(images, (h, w))
         mask = padding if padding is not None else torch.zeros(n, h, w, dtype=torch.bool, device=projected.device)
         position = self.position_encoding(mask).to(projected.dtype)
         decoded, memory = self.transformer(projected, position, self.query_embed.weight, padding, all_layers)

@@ -1,9 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.structures import ImageList
 
 from detr.errors import InputError
-from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, padding_mask
+from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, padding_mask, sampled_padding
 
 
 def resnet50(tiny_config, dilation, **settings):
@@ -74,3 +75,17 @@ def test_padding_by_the_backbone_is_masked_too():
     """One image, padded to a multiple of 32 because a feature pyramid wants that."""
     images = ImageList.from_tensors([torch.zeros(3, 33, 64)], size_divisibility=32)
     assert padding_mask(images, (64, 64)).sum() == 31 * 64
+
+
+def test_padding_is_sampled_as_torch_samples():
+    """Its indices round in single precision: sizes where length / samples is no short binary fraction."""
+    lengths = [*range(33, 1400, 7), *range(1300, 1334)]
+    for length in lengths:
+        samples = -(-length // 32)
+        ends = [round(i * length / samples) for i in range(samples + 1)]  # every image ends at another sample
+        mask = torch.ones(samples + 1, 1, length, 1)
+        for column, end in zip(mask[:, 0], ends, strict=True):
+            column[:end] = 0
+        expected = F.interpolate(mask, size=(samples, 1))[:, 0] > 0  # (samples + 1, samples, 1)
+        found = sampled_padding(torch.tensor([[end, 1] for end in ends]), (length, 1), (samples, 1))
+        assert torch.equal(found, expected), length
