@@ -93,6 +93,8 @@ class Trainer(DefaultTrainer):
         # read COCO's annotations twice would cost half a minute.
         self.build_train_loader = functools.partial(type(self).build_train_loader, dataset=dicts)  # type: ignore[method-assign]
         super().__init__(cfg)
+        # Gradients of the last step need not lie beside the activations of this one.
+        self._trainer.zero_grad_before_forward = True
         del self.build_train_loader  # the loader holds its own, serialised copy of the dicts
 
     def build_hooks(self) -> list[HookBase | None]:

@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
 from detr.modeling.matcher import HungarianMatcher, Matches, Targets
+
+MASKS_AT_ONCE = 10  # bounds the memory of the mask losses
 
 
 class SetCriterion(nn.Module):
@@ -93,17 +96,15 @@ class SetCriterion(nn.Module):
         """
         if targets.masks is None:
             raise ValueError("mask losses want targets with masks")
-        truth = targets.masks[matches.target].flatten(1).float()  # (P, H W)
-        with torch.autocast(mask_logits.device.type, enabled=False):
-            size = targets.masks.shape[-2:]
-            upsampled = F.interpolate(mask_logits[:, None].float(), size=size, mode="bilinear", align_corners=False)
-            predicted = upsampled.flatten(1)  # (P, H W)
-            focal = sigmoid_focal_loss(predicted, truth, alpha=0.25, gamma=2.0).mean(1)  # (P,)
-            probability = predicted.sigmoid()
-            overlap = (probability * truth).sum(1)
-            dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
-            num_boxes = self._num_boxes(targets)
-            return {"loss_mask": focal.sum() / num_boxes, "loss_dice": dice.sum() / num_boxes}
+        rows = zip(mask_logits.split(MASKS_AT_ONCE), matches.target.split(MASKS_AT_ONCE), strict=True)
+        # A dozen maps of the input's size for every object would be kept for the gradient: they are made again.
+        terms = [
+            checkpoint(_mask_terms, logits, targets.masks[target], use_reentrant=False, preserve_rng_state=False)
+            for logits, target in rows
+        ]
+        focal, dice = (torch.cat(x).sum() for x in zip(*terms, strict=True))
+        num_boxes = self._num_boxes(targets)
+        return {"loss_mask": focal / num_boxes, "loss_dice": dice / num_boxes}
 
     @staticmethod
     def _num_boxes(targets: Targets) -> Tensor | float:
@@ -134,3 +135,17 @@ class SetCriterion(nn.Module):
         predicted = (best != self.num_classes).sum(1).float()  # (N,)
         truth = torch.tensor(targets.sizes, device=predicted.device, dtype=predicted.dtype)
         return {"class_error": class_error, "cardinality_error": F.l1_loss(predicted, truth)}
+
+
+def _mask_terms(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Focal and dice terms of R objects: (R,) each. mask_logits: (R, h, w); masks: (R, H, W) bool."""
+    with torch.autocast(mask_logits.device.type, enabled=False):
+        logits = F.interpolate(
+            mask_logits[:, None].float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
+        )
+        predicted, truth = logits.flatten(1), masks.flatten(1).float()  # (R, H W)
+        focal = sigmoid_focal_loss(predicted, truth, alpha=0.25, gamma=2.0).mean(1)
+        probability = predicted.sigmoid()
+        overlap = (probability * truth).sum(1)
+        dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
+        return focal, dice
