@@ -68,5 +68,9 @@ def add_detr_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0
     cfg.TEST.EVAL_EPOCHS = 0
 
+    # New: what counts the matches for AP of boxes and masks. "auto": hotcoco where it is installed, else pycocotools;
+    # "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
+    cfg.TEST.COCO_BACKEND = "auto"
+
     # New: read the header of every image before training and compare its size with the data set's.
     cfg.DATALOADER.CHECK_IMAGES = True
