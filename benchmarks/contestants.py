@@ -147,7 +147,7 @@ def openvino_predictor(name: str, size: tuple[int, int], threads: int) -> Detect
 
     size: (height, width), which the graph is fixed to, so that OpenVINO may make the most of it
     """
-    import openvino
+    import openvino  # type: ignore[import-untyped]
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the tracer, on branches that one size never takes
@@ -168,7 +168,11 @@ def openvino_predictor(name: str, size: tuple[int, int], threads: int) -> Detect
     return detect
 
 
+def image_tensor(height: int, width: int) -> Tensor:
+    """(3, H, W) uint8: blobs under noise."""
+    return sample_image(height, width).mul(50).add(128).clamp(0, 255).byte()
+
+
 def photograph(height: int, width: int) -> Image.Image:
-    """Blobs under noise, in the full range of bytes."""
-    image = sample_image(height, width).mul(50).add(128).clamp(0, 255).byte()
-    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    """The same as an RGB image."""
+    return Image.fromarray(np.ascontiguousarray(image_tensor(height, width).permute(1, 2, 0).numpy()))

@@ -55,7 +55,7 @@ def bfloat16(settings: Settings) -> Result:
         "original": original_predictor("detr_R_50", size[0]),
         "transformers, bfloat16": transformers_predictor("detr_R_50", size[0], torch.bfloat16),
     }
-    bounds = {name: ROUNDED for name in contestants}
+    bounds = dict.fromkeys(contestants, ROUNDED)
     return _race(contestants, settings, bounds, note="the original in float32; " + _ap_of_shapes())
 
 

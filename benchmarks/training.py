@@ -1,6 +1,6 @@
 """A step of training, the memory that it takes, and matching with losses alone.
 
-    L  decoder layers, N images, Q queries, M objects of all images
+L  decoder layers, N images, Q queries, M objects of all images
 """
 
 import itertools
@@ -130,7 +130,7 @@ def _two_groups(model: Any) -> torch.optim.Optimizer:
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     backbone = [parameter for name, parameter in trained if "backbone" in name]
     rest = [parameter for name, parameter in trained if "backbone" not in name]
-    groups = [{"params": rest}, {"params": backbone, "lr": BACKBONE_RATE}]
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": backbone, "lr": BACKBONE_RATE}]
     return torch.optim.AdamW(groups, lr=RATE, weight_decay=DECAY)
 
 
