@@ -1,7 +1,9 @@
 """Boxes of one image: DefaultPredictor as it is, beside the authors' code, transformers and OpenVINO."""
 
+import contextlib
 import functools
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -22,7 +24,10 @@ from benchmarks.contestants import (
     transformers_predictor,
 )
 from benchmarks.timing import Result, Settings, Unavailable, race
+from detr.checkpoint import DetrCheckpointer
 from detr.engine.original_code import CHECKOUT
+from detr.engine.setup import load_config
+from detr.engine.trainer import Trainer
 
 ROWS = 92  # of the original's class head
 # Half the bits of float32 move lively scores visibly; what counts is AP, which a trained model tells.
@@ -117,17 +122,13 @@ def _ap_of_shapes() -> str:
     weights = DEMO / "model_final.pth"
     if not weights.is_file():
         return "box AP not compared: `make demo` trains the model that it takes"
-    from detr.engine.setup import load_config
-    from detr.engine.trainer import Trainer
-
     found = []
     for dtype in ("float32", "bfloat16"):
         with tempfile.TemporaryDirectory() as folder:
             opts = ["MODEL.WEIGHTS", str(weights), "MODEL.DETR.INFERENCE_DTYPE", dtype, "OUTPUT_DIR", folder]
             cfg = load_config(str(CHECKOUT.parent / "configs/quickstart/shapes_detection.yaml"), opts)
             model = Trainer.build_model(cfg)
-            from detr.checkpoint import DetrCheckpointer
-
             DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-            found.append(Trainer.test(cfg, model.eval())["bbox"]["AP"])
+            with contextlib.redirect_stdout(io.StringIO()):
+                found.append(Trainer.test(cfg, model.eval())["bbox"]["AP"])
     return f"box AP on shapes_val {found[0]:.2f} in float32, {found[1]:.2f} in bfloat16"
