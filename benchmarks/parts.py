@@ -125,5 +125,5 @@ PARTS: dict[str, Part] = {
 TRANSFERS = (
     "host transfers that matching costs in a training step, all layers and images",
     "1",
-    "counted by a test in tests/modeling/",
+    "counted in tests/modeling/test_transfers.py",
 )
