@@ -33,34 +33,35 @@ def found(output: Any, rows: int) -> Found:
     return Found(output["scores"], output["labels"], output["boxes"])
 
 
-def differences(result: Found, reference: Found, size: tuple[int, int]) -> dict[str, float]:
+# In bfloat16 lively weights carry single queries anywhere, in transformers as in ours, so that the means are bounded.
+# Those between one query and the next are 0.22 and 0.16.
+ROUNDED_BOUNDS = {"mean of scores": 0.15, "mean of boxes": 0.1, "other classes": 0.5}
+
+
+def differences(result: Found, reference: Found, size: tuple[int, int], rounded: bool = False) -> dict[str, float]:
     """The largest of scores and of boxes as parts of the image, and the share of queries with another class.
 
-    size: (height, width) in pixels
+    size: (height, width) in pixels; rounded: the means instead of the largest
     """
     height, width = size
     scale = torch.tensor([width, height, width, height])
-    return {
-        "scores": (result.scores.float() - reference.scores).abs().max().item(),
-        "boxes": ((result.boxes.float() - reference.boxes).abs() / scale).max().item(),
-        "other classes": (result.classes != reference.classes).float().mean().item(),
-    }
+    scores = (result.scores.float() - reference.scores).abs()
+    boxes = (result.boxes.float() - reference.boxes).abs() / scale
+    others = (result.classes != reference.classes).float().mean().item()
+    if rounded:
+        return {"mean of scores": scores.mean().item(), "mean of boxes": boxes.mean().item(), "other classes": others}
+    return {"scores": scores.max().item(), "boxes": boxes.max().item(), "other classes": others}
 
 
-def check_detections(
-    outputs: dict[str, Any],
-    size: tuple[int, int],
-    rows: int,
-    bounds: dict[str, dict[str, float]] | None = None,
-) -> str:
+def check_detections(outputs: dict[str, Any], size: tuple[int, int], rows: int, rounded: bool = False) -> str:
     """Everybody's against those of REFERENCE. Raises Disagreement.
 
-    bounds: by name, for those with other bounds than BOUNDS
+    size: (height, width) in pixels; rows: of the original's class head; rounded: whether all others are in bfloat16
     """
+    bounds = ROUNDED_BOUNDS if rounded else BOUNDS
     reference = found(outputs[REFERENCE], rows)
     phrases = []
     for name, output in outputs.items():
         if name != REFERENCE:
-            apart = differences(found(output, rows), reference, size)
-            phrases.append(require(name, apart, (bounds or {}).get(name, BOUNDS)))
+            phrases.append(require(name, differences(found(output, rows), reference, size, rounded), bounds))
     return "; ".join(phrases)

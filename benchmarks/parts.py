@@ -45,8 +45,8 @@ PARTS: dict[str, Part] = {
     "bfloat16": Part(
         "the same, opt-in bfloat16",
         Goal(3.5),
-        "As above with MODEL.DETR.INFERENCE_DTYPE bfloat16, against the original in float32. Outputs are compared with "
-        "loose bounds, for random weights magnify rounding; what counts is box AP, see the note.",
+        "As above with MODEL.DETR.INFERENCE_DTYPE bfloat16, against the original in float32. Random weights magnify "
+        "rounding, so that only the means of the differences are bounded; what counts is box AP, see the note.",
         inference.bfloat16,
     ),
     "dc5": Part(

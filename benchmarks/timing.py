@@ -106,7 +106,7 @@ def require(who: str, differences: Mapping[str, float], bounds: Mapping[str, flo
     differences: by what they are of, such as "scores"; bounds: for each of them
     """
     broken = [name for name, value in differences.items() if not value <= bounds[name]]
-    text = ", ".join(f"{name} {value:.1e} (bound {bounds[name]:.0e})" for name, value in differences.items())
+    text = ", ".join(f"{name} {value:.1e} (bound {bounds[name]:g})" for name, value in differences.items())
     if broken:
         raise Disagreement(f"{who} gives another answer: {text}")
     return f"{who}: {text}"

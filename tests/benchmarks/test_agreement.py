@@ -36,3 +36,10 @@ def test_the_same_in_another_numbering():
 def test_another_answer_is_refused(other):
     with pytest.raises(Disagreement, match="ours gives another answer"):
         check(ours(**other))
+
+
+def test_bfloat16_is_held_to_means():
+    outputs = {"ours": ours(score=0.7), "original": REFERENCE}  # 0.2 and 0: a mean of 0.1
+    assert check_detections(outputs, SIZE, ROWS, rounded=True).startswith("ours: mean of scores 1.0e-01")
+    with pytest.raises(Disagreement):
+        check_detections({"ours": ours(score=0.5), "original": REFERENCE}, SIZE, ROWS, rounded=True)

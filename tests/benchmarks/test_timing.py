@@ -71,7 +71,7 @@ def test_nothing_is_timed_where_outputs_differ():
         return require("ours", {"answer": abs(outputs["ours"] - outputs["peer"])}, {"answer": 0.1})
 
     contestants = {"ours": lambda: calls.append("ours") or 1.0, "peer": lambda: calls.append("peer") or 1.2}
-    with pytest.raises(Disagreement, match=r"ours gives another answer: answer 2\.0e-01 \(bound 1e-01\)"):
+    with pytest.raises(Disagreement, match=r"ours gives another answer: answer 2\.0e-01 \(bound 0.1\)"):
         race(contestants, 7, check)
     assert calls == ["ours", "peer"]
 
