@@ -6,12 +6,14 @@ SETUP := PYTHON='$(PYTHON)' PYTHON_CHOSEN='$(filter-out file,$(origin PYTHON))' 
 BIN := .venv/bin
 SCRIPTS := $(wildcard train_net.py converter.py demo.py hubconf.py tools/*.py)
 
-.PHONY: help env oracle demo demo-panoptic test lint format clean distclean sweep
+.PHONY: help env oracle demo demo-panoptic test lint bench format clean distclean sweep
 
 help:
 	@echo 'make demo       trains a small DETR on drawn shapes and shows what it finds'
 	@echo 'make demo-panoptic  the same with masks and panoptic maps'
 	@echo 'make test       runs every test          (ARGS="-k matcher" chooses some)'
+	@echo 'make bench      how fast, beside its peers: benchmarks/RESULTS.md, 25 minutes on two cores'
+	@echo '                (ARGS="inference losses" measures some parts, ARGS=--list names them)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     ruff, with its corrections written'
 	@echo 'make env        builds .venv: torch, Detectron2 and the rest; the others call it'
@@ -35,10 +37,13 @@ demo-panoptic: env
 test: env oracle
 	$(BIN)/python -m pytest $(ARGS)
 
+bench: env oracle
+	$(BIN)/python -m benchmarks $(ARGS)
+
 lint: env
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy detr $(SCRIPTS)
+	$(BIN)/python -m mypy detr benchmarks $(SCRIPTS)
 
 format: env
 	$(BIN)/python -m ruff check --fix .

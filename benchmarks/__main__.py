@@ -1,0 +1,102 @@
+"""The command line: `python -m benchmarks [PART ...] [--growth]`."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what imports torch waits until the number of threads is set
+    from benchmarks.timing import Settings
+
+
+def main() -> int:
+    options = _parse()
+    # Before torch and the others are imported, which read these once; processes that are started inherit them.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(options.threads)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+    import torch
+
+    from benchmarks.growth import TOPICS
+    from benchmarks.parts import PARTS
+    from benchmarks.timing import MIN_REPEATS, Settings
+
+    if options.list:
+        for name, part in PARTS.items():
+            print(f"{name:14} {part.work}, goal {part.goal}")
+        print(f"{'growth':14} how cost grows: {', '.join(TOPICS)}")
+        return 0
+    if unknown := set(options.parts) - PARTS.keys():
+        print(f"unknown parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    if options.repeats < MIN_REPEATS and not options.smoke:
+        print(f"--repeats must be {MIN_REPEATS} or more: fewer give no median worth printing", file=sys.stderr)
+        return 2
+    torch.set_num_threads(options.threads)
+    settings = Settings(1 if options.smoke else options.repeats, options.threads, options.smoke)
+    parts = options.parts or ([] if options.growth else list(PARTS))
+    growth = options.growth or not options.parts
+    return _measure(parts, list(TOPICS) if growth else [], settings)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measures this project beside its peers and writes RESULTS.md."
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="rows of the table; without any, all and the growth")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each contestant, at least 7")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--growth", action="store_true", help="how cost grows, beside the parts that are named")
+    parser.add_argument("--list", action="store_true", help="name the parts and do nothing")
+    parser.add_argument("--smoke", action="store_true", help="one turn on small inputs, and nothing is written")
+    return parser.parse_args()
+
+
+def _measure(parts: list[str], topics: list[str], settings: "Settings") -> int:
+    """Writes after each part: an interrupted run keeps what it has. Returns 1 where outputs disagreed."""
+    from benchmarks import growth, picture, report
+    from benchmarks.parts import PARTS
+    from benchmarks.timing import Disagreement, Unavailable
+
+    where, results, failed = report.machine(settings), report.load(report.FOLDER / "results.json"), []
+    measured: dict[str, dict[str, object]] = {}
+    for name in parts:
+        part, start = PARTS[name], time.perf_counter()
+        try:
+            found = report.row(part, part.run(settings), where)
+        except Unavailable as reason:
+            found = report.missing_row(part, str(reason), where)
+        except Disagreement as reason:
+            found = report.missing_row(part, f"outputs disagree: {reason}", where)
+            failed.append(name)
+        measured[name] = found
+        _say(f"{name}: {report.summary_line(found)}, in {time.perf_counter() - start:.0f} s")
+        results = report.merge(results, {"rows": {name: found}})
+        if not settings.smoke:
+            report.save(results)
+    for name in topics:
+        start = time.perf_counter()
+        curve = {**growth.curve(growth.TOPICS[name], settings), **where, "date": report.today()}
+        slopes = ", ".join(f"{who} {line['slope']:.2f}" for who, line in curve["lines"].items())
+        _say(f"growth of {name}: slopes {slopes}, in {time.perf_counter() - start:.0f} s")
+        results = report.merge(results, {"growth": {name: curve}})
+        if not settings.smoke:
+            picture.draw(results["growth"], report.FOLDER / "growth.png")
+            report.save(results)
+    if measured:
+        print("\n" + report.summary_table(measured))
+    return 1 if failed else 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

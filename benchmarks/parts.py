@@ -1,0 +1,129 @@
+"""The table's rows: what is done, what is wanted, and what exactly was run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks import evaluation, inference, loading, panoptic, training
+from benchmarks.timing import Result, Settings
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio to reach, or not to go beyond. For times it is the peer's over ours, else ours over the peer's."""
+
+    ratio: float
+    at_most: bool = False
+
+    def reached(self, ratio: float) -> bool:
+        return ratio <= self.ratio if self.at_most else ratio >= self.ratio
+
+    def __str__(self) -> str:
+        return f"{'<=' if self.at_most else '>='} {self.ratio:g} x"
+
+
+@dataclass(frozen=True)
+class Part:
+    """work: the row's title; how: what a reader needs to judge it"""
+
+    work: str
+    goal: Goal
+    how: str
+    run: Callable[[Settings], Result]
+
+
+PARTS: dict[str, Part] = {
+    "inference": Part(
+        "inference 800 x 1066, batch 1, float32",
+        Goal(1.8),
+        "R50. From a photograph in memory to 100 boxes. Ours: Detectron2's DefaultPredictor, built from the config and "
+        "the weights, without any special call. The original: its validation transform, model and PostProcess, as its "
+        "evaluation runs them. transformers: DetrImageProcessor, DetrForObjectDetection and "
+        "post_process_object_detection with their defaults. OpenVINO of the original: the original's network, traced "
+        "at this very size and compiled for latency in float32, between the original's transform and PostProcess.",
+        inference.inference,
+    ),
+    "bfloat16": Part(
+        "the same, opt-in bfloat16",
+        Goal(3.5),
+        "As above with MODEL.DETR.INFERENCE_DTYPE bfloat16, against the original in float32. Random weights magnify "
+        "rounding, so that only the means of the differences are bounded; what counts is box AP, see the note.",
+        inference.bfloat16,
+    ),
+    "dc5": Part(
+        "DC5 inference, float32",
+        Goal(1.8),
+        "As the first row, with res5 dilated; transformers on timm's backbone, the only one that it can dilate.",
+        inference.dc5,
+    ),
+    "openvino": Part(
+        "inference exported to OpenVINO, float32",
+        Goal(2.6),
+        "As the first row; ours is exported by tools/export_model.py, loaded by detr.export and put into the same "
+        "DefaultPredictor.",
+        inference.openvino,
+    ),
+    "panoptic-100": Part(
+        "panoptic inference, all 100 queries kept",
+        Goal(2.5),
+        "R50 panoptic, 800 x 1066, with weights that never say no-object and a score threshold of 0. Ours: "
+        "DefaultPredictor (boxes, instance masks, panoptic map), and then the PNG that the original's map ends as. The "
+        "original: its model, PostProcess, PostProcessSegm and PostProcessPanoptic, as its evaluation runs them. "
+        "transformers: DetrForSegmentation, boxes and its own panoptic map, without instance masks; its map follows "
+        "other rules, so that its boxes alone are compared.",
+        panoptic.all_queries,
+    ),
+    "panoptic-20": Part(
+        "panoptic inference, 20 queries kept",
+        Goal(8.0),
+        "The same with a score threshold that 20 queries pass; MODEL.DETR.INSTANCE_SCORE_THRESHOLD is set to it too, "
+        "so that ours gives 20 instance masks at most. The original has no threshold for instance masks and gives 100; "
+        "it is timed without them as well. transformers, too, makes all masks: see the row above.",
+        panoptic.twenty_queries,
+    ),
+    "training-step": Part(
+        "training step, batch 2, 512 x 640",
+        Goal(1.5),
+        "R50 in training mode with dropout, 10 objects an image: forward, matching and losses of six layers, backward, "
+        "clipping of the whole gradient to 0.1, AdamW with two groups. Ours: Detectron2's SimpleTrainer, with its log "
+        "of losses; it normalises the images too. The original: as its training loop, from normalised images. "
+        "Losses are compared before, without dropout.",
+        training.training_step,
+    ),
+    "memory": Part(
+        "peak memory of that step",
+        Goal(0.7, at_most=True),
+        "Each measurement in a fresh process: the highest resident memory after three such steps (VmHWM), less its "
+        "highest value after all imports. That is weights, gradients, AdamW's averages, activations and what the "
+        "allocator keeps. The note has torch's exact count of what tensors alone rise by during one step.",
+        training.peak_memory,
+    ),
+    "losses": Part(
+        "matching and losses, batch 16, six layers",
+        Goal(3.0),
+        "100 queries, 7 objects an image (COCO's mean): matching, losses, metrics, and the gradients at the model's "
+        "outputs.",
+        training.losses,
+    ),
+    "evaluation": Part(
+        "COCO box and mask evaluation, 5,000 images x 100 detections",
+        Goal(10.0),
+        "Made-up objects and detections of 80 classes, masks as RLE. From the ground truth's dict and the list of "
+        "results to the 12 numbers of boxes and the 12 of masks, by pycocotools and by what our evaluator counts with.",
+        evaluation.coco,
+    ),
+    "loading": Part(
+        "data loading for training, a worker",
+        Goal(1.0),
+        "JPEG files through flip, crop and resize with the original's odds, one thread, as in a worker. Ours: "
+        "DetrDatasetMapper with R50's config. The original: CocoDetection with make_coco_transforms('train'). Ours "
+        "leaves normalisation to the model, which the rows of inference and training include.",
+        loading.loading,
+    ),
+}
+
+# Counted, not timed.
+TRANSFERS = (
+    "host transfers that matching costs in a training step, all layers and images",
+    "1",
+    "counted in tests/modeling/test_transfers.py",
+)
