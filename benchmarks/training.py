@@ -97,7 +97,9 @@ def _trainable(model: Any) -> Any:
 def our_step(model: Any, cfg: Any, batch: Batch) -> Step:
     """Detectron2's own loop: forward, loss, backward, clipping and AdamW, and its log of losses."""
     optimizer = build_optimizer(cfg, model)
-    trainer = SimpleTrainer(model.train(), itertools.repeat(batch.ours), optimizer)
+    loader = itertools.repeat(batch.ours)
+    # As our Trainer has it: the gradients of the last step go before the forward pass.
+    trainer = SimpleTrainer(model.train(), loader, optimizer, zero_grad_before_forward=True)
     trainer.iter = 0
     return trainer.run_step
 
