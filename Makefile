@@ -4,7 +4,7 @@ PYTHON ?= python3
 # A Python that somebody asked for replaces another one in .venv; the default does not.
 SETUP := PYTHON='$(PYTHON)' PYTHON_CHOSEN='$(filter-out file,$(origin PYTHON))' tools/setup_env.sh
 BIN := .venv/bin
-SCRIPTS := $(wildcard train_net.py converter.py demo.py hubconf.py)
+SCRIPTS := $(wildcard train_net.py converter.py demo.py hubconf.py tools/*.py)
 
 .PHONY: help env oracle demo demo-panoptic test lint format clean distclean sweep
 
