@@ -73,9 +73,9 @@ def spread(layer, outputs, std):
     layer.bias.copy_((layer.bias - outputs.mean(0)) * scale)
 
 
-def saved(config, folder, settings=None):
+def saved(config, folder, settings=SETTINGS):
     """The KEY VALUE pairs of a lively model, its weights among them, and itself."""
-    opts = as_opts({**SETTINGS, **(settings or {})})
+    opts = as_opts(settings)
     torch.manual_seed(0)
     model = enliven(build_model(load_config(str(config), opts)))
     weights = str(folder / "lively.pth")
@@ -260,10 +260,10 @@ def test_a_moved_folder_is_evaluated_by_train_net(scripted, boxes, shapes_root, 
         assert [ours["score"], *ours["bbox"]] == pytest.approx([theirs["score"], *theirs["bbox"]], abs=0.05)
 
 
-@pytest.mark.parametrize("format", ["torchscript", "openvino"])
-def test_a_box_model_of_another_backbone_and_encoding(format, tmp_path):
+def test_a_box_model_of_another_backbone_and_encoding(tmp_path):
     """Two features of a pyramid, sides divisible by 32; learned positions, pre-norm."""
     settings = {
+        **SETTINGS,
         "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
         "MODEL.RESNETS.DEPTH": 18,
         "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
@@ -274,11 +274,18 @@ def test_a_box_model_of_another_backbone_and_encoding(format, tmp_path):
         "MODEL.DETR.PRE_NORM": True,
     }
     opts, eager = saved(QUICKSTART, tmp_path, settings)
-    run(QUICKSTART, format, tmp_path / "exported", opts)
+    run(QUICKSTART, "torchscript", tmp_path / "exported", opts)
     model = load(str(tmp_path / "exported"), "cpu")
     assert model.size_divisibility == 32
     for sizes in BATCHES:
         assert_same(model, eager, sizes)
+
+
+def test_detr_r50_in_full_size(tmp_path):
+    config = ROOT / "configs" / "COCO-Detection" / "detr_R_50.yaml"
+    opts, eager = saved(config, tmp_path, {"MODEL.DEVICE": "cpu"})
+    run(config, "openvino", tmp_path / "exported", opts)
+    assert_same(load(str(tmp_path / "exported"), "cpu"), eager, [(256, 333), (320, 200)])
 
 
 def test_detectron2s_predictor(scripted, boxes):
