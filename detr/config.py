@@ -38,6 +38,13 @@ def add_detr_config(cfg: CN) -> None:
     # New: the backbone feature that the transformer reads; "" takes the backbone's last.
     cfg.MODEL.DETR.IN_FEATURE = ""
 
+    # New: parts whose insides are computed again for the gradient instead of being kept in memory (activation
+    # checkpointing): any of "backbone" (a ResNet with frozen norms), "transformer" and "mask_head".
+    cfg.MODEL.DETR.ACTIVATION_CHECKPOINT = ()
+    # New: "bfloat16" or "float16" computes products and convolutions so outside training; weights, sums and
+    # heads stay in float32.
+    cfg.MODEL.DETR.INFERENCE_DTYPE = "float32"
+
     # New: masks are trained on a DETR that is left as it is (sec. 4.3): no gradients but the mask head's.
     cfg.MODEL.DETR.FREEZE_DETR = False
     # New: with masks, instances of a lower score are left out, and their masks are not computed.
@@ -64,6 +71,10 @@ def add_detr_config(cfg: CN) -> None:
     cfg.SOLVER.DROP_EPOCHS = ()
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0
     cfg.TEST.EVAL_EPOCHS = 0
+
+    # New: what counts the matches for AP of boxes and masks. "auto": hotcoco where it is installed, else pycocotools;
+    # "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
+    cfg.TEST.COCO_BACKEND = "auto"
 
     # New: read the header of every image before training and compare its size with the data set's.
     cfg.DATALOADER.CHECK_IMAGES = True

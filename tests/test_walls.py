@@ -7,7 +7,10 @@ import pytest
 
 from tests.source_tree import ROOT, imports, package_of, sources, within
 
-PLAIN_TORCH = {"transformer.py", "position_encoding.py", "mask_head.py", "matcher.py"}
+PLAIN_TORCH = {
+    *("attention.py", "dropout.py", "transformer.py"),
+    *("position_encoding.py", "mask_head.py", "matcher.py"),
+}
 LEAVES = ("detr.visualization", "detr.export")
 # Beside config.py, engine/ and the classes with a `from_config`: builders, as Detectron2 calls them or is called.
 CFG_ROOMS = {

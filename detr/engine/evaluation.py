@@ -12,7 +12,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
@@ -23,6 +22,7 @@ from detectron2.evaluation import (
 from tabulate import tabulate
 
 from detr.data.metadata import class_names, is_panoptic, thing_ids
+from detr.engine.coco_evaluation import FastCOCOEvaluator
 from detr.errors import InputError
 
 # What the tasks of Detectron2's results are called in the table; panoptic numbers speak for themselves.
@@ -61,10 +61,10 @@ def check_panopticapi() -> None:
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator for the ``evaluator_type`` in the data set's metadata; results go to OUTPUT_DIR/inference.
 
-    Raises InputError for a data set without an evaluator.
+    Raises InputError for a data set without an evaluator, and for a TEST.COCO_BACKEND that cannot be had.
     """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    # A set registered as plain dicts has no type; COCOEvaluator writes itself a COCO file then.
+    # A set registered as plain dicts has no type; Detectron2's evaluator writes itself a COCO file then.
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if kind in ("cityscapes_instance", "cityscapes_sem_seg", "pascal_voc"):
         alone = {
@@ -73,16 +73,17 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             "pascal_voc": PascalVOCDetectionEvaluator,
         }
         return alone[kind](dataset_name)
+    options = {"tasks": _tasks(cfg), "output_dir": folder, "backend": cfg.TEST.COCO_BACKEND}
     evaluators: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg") and not is_detr(cfg):  # Detr gives no semantic segmentation
         evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
     if kind == "coco_panoptic_seg" and is_detr(cfg):
         if MetadataCatalog.get(dataset_name).get("json_file"):  # optional in Detectron2's register_coco_panoptic
-            evaluators.append(ThingsEvaluator(dataset_name, tasks=_tasks(cfg), output_dir=folder))
+            evaluators.append(ThingsEvaluator(dataset_name, **options))
         else:
             logger.info("%s has no json_file with instance annotations: no AP", dataset_name)
     elif kind in ("coco", "coco_panoptic_seg"):
-        evaluators.append(COCOEvaluator(dataset_name, tasks=_tasks(cfg), output_dir=folder))
+        evaluators.append(FastCOCOEvaluator(dataset_name, **options))
     if kind == "coco_panoptic_seg" and measures_pq(cfg, dataset_name):
         evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
     if kind == "lvis":
@@ -101,7 +102,7 @@ def _tasks(cfg: CfgNode) -> tuple[str, ...] | None:
     return ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
 
 
-class ThingsEvaluator(COCOEvaluator):
+class ThingsEvaluator(FastCOCOEvaluator):
     """AP of the things of a panoptic set, for a model whose classes are things and stuff.
 
     The ground truth is ``json_file``, as for instance data sets. Detectron2's own evaluator wants
@@ -109,7 +110,7 @@ class ThingsEvaluator(COCOEvaluator):
     """
 
     def __init__(self, dataset_name: str, **options: Any) -> None:
-        """options: of COCOEvaluator. The things must have the contiguous ids 0..T-1."""
+        """options: of FastCOCOEvaluator. The things must have the contiguous ids 0..T-1."""
         super().__init__(dataset_name, **options)
         self.things = torch.tensor(thing_ids(dataset_name))
         # COCOeval goes through the data set's ids in ascending order.
@@ -118,7 +119,7 @@ class ThingsEvaluator(COCOEvaluator):
         self.thing_names = [names[ids[key]] for key in sorted(ids)] if names else []
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """As COCOEvaluator's; boxes of stuff, which no annotation can match, are left out."""
+        """As FastCOCOEvaluator's; boxes of stuff, which no annotation can match, are left out."""
         instances = [output["instances"].to("cpu") for output in outputs]
         things = [{"instances": x[torch.isin(x.pred_classes, self.things)]} for x in instances]
         super().process(inputs, things)

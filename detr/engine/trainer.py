@@ -24,6 +24,7 @@ from detr.data.metadata import class_names, is_panoptic
 from detr.data.panoptic_checks import check_panoptic_truth, check_pngs, check_segments
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine import evaluation, solver
+from detr.engine.coco_evaluation import choose_backend
 from detr.engine.evaluation import is_detr
 from detr.errors import InputError
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 def check_test_sets(cfg: CfgNode) -> None:
     """Evaluation comes last, perhaps after days: its data sets are checked first. Raises InputError."""
+    if cfg.DATASETS.TEST:
+        choose_backend(cfg.TEST.COCO_BACKEND)
     for name in cfg.DATASETS.TEST:
         dicts = load_dicts([name], filter_empty=False)
         if is_detr(cfg):
@@ -93,6 +96,8 @@ class Trainer(DefaultTrainer):
         # read COCO's annotations twice would cost half a minute.
         self.build_train_loader = functools.partial(type(self).build_train_loader, dataset=dicts)  # type: ignore[method-assign]
         super().__init__(cfg)
+        # Gradients of the last step need not lie beside the activations of this one.
+        self._trainer.zero_grad_before_forward = True
         del self.build_train_loader  # the loader holds its own, serialised copy of the dicts
 
     def build_hooks(self) -> list[HookBase | None]:

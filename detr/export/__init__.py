@@ -64,7 +64,8 @@ def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False) -> R
     """Writes the model of ``cfg`` with its MODEL.WEIGHTS into the folder ``output``.
 
     The files are run before they are put in their place: where they do not do what the model does, nothing is left.
-    Empty weights are exported as they are, random. MODEL.DEVICE counts for TorchScript, which runs where it was traced.
+    The graphs are in float32, whatever MODEL.DETR.INFERENCE_DTYPE says. Empty weights are exported as they are,
+    random. MODEL.DEVICE counts for TorchScript, which runs where it was traced.
 
     format: one of ``FORMATS``
     overwrite: whether an exported model in ``output`` may be replaced
@@ -79,6 +80,7 @@ def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False) -> R
     check_weights(cfg.MODEL.WEIGHTS)
     cfg = cfg.clone()
     cfg.defrost()
+    cfg.MODEL.DETR.INFERENCE_DTYPE = "float32"
     on_gpu = format == "torchscript" and cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     description = _write(_loaded(cfg, "cuda" if on_gpu else "cpu"), cfg, output, format)
     files = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in description.files.items())

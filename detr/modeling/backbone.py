@@ -10,6 +10,7 @@ from detectron2.structures import ImageList
 from torch import Tensor
 
 from detr.errors import InputError
+from detr.modeling.folded_resnet import fold_frozen_norms
 
 RESNET_STAGES = ("res2", "res3", "res4", "res5")
 PYRAMID_STRIDES = (16, 8, 4)  # of the maps that the mask head reads: res4, res3, res2
@@ -25,6 +26,7 @@ def build_detr_backbone(cfg: CfgNode) -> Backbone:
     backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2 and "res5" in backbone.stage_names:
         _undilate_first_block(backbone)
+    fold_frozen_norms(backbone)
     return backbone
 
 

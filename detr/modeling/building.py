@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from detr.errors import InputError
 from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, freeze_unused
 from detr.modeling.criterion import SetCriterion
+from detr.modeling.folded_resnet import checkpoint_blocks
 from detr.modeling.mask_head import MaskHead
 from detr.modeling.matcher import HungarianMatcher
 from detr.modeling.panoptic import STUFF_MERGES
@@ -15,6 +17,8 @@ from detr.modeling.position_encoding import LearnedPositionEncoding, SinePositio
 from detr.modeling.postprocessing import PanopticSettings, Postprocessor
 from detr.modeling.transformer import Transformer
 
+CHECKPOINTED = ("backbone", "transformer", "mask_head")
+INFERENCE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 POSITION_ENCODINGS = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}
 
 
@@ -31,6 +35,12 @@ def parts_from_config(cfg: CfgNode) -> dict[str, Any]:
     shapes = backbone.output_shape()
     if len(shapes) > 1:
         freeze_unused(backbone, (in_feature, *pyramid))
+    checkpointed = keys.ACTIVATION_CHECKPOINT
+    if "backbone" in checkpointed and not checkpoint_blocks(backbone):
+        raise InputError(
+            "MODEL.DETR.ACTIVATION_CHECKPOINT has 'backbone', but that is for a ResNet of frozen norms "
+            f"(MODEL.RESNETS.NORM FrozenBN), and MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}: leave it out"
+        )
     matcher = HungarianMatcher(cost_class=1.0, cost_bbox=keys.L1_WEIGHT, cost_giou=keys.GIOU_WEIGHT)
     return {
         "backbone": backbone,
@@ -44,6 +54,7 @@ def parts_from_config(cfg: CfgNode) -> dict[str, Any]:
             feedforward=keys.DIM_FEEDFORWARD,
             dropout=keys.DROPOUT,
             pre_norm=keys.PRE_NORM,
+            checkpointed="transformer" in checkpointed,
         ),
         "criterion": SetCriterion(
             matcher=matcher,
@@ -67,10 +78,12 @@ def parts_from_config(cfg: CfgNode) -> dict[str, Any]:
             d=keys.HIDDEN_DIM,
             heads=keys.NHEADS,
             pyramid_channels=tuple(shapes[name].channels for name in pyramid),
+            checkpointed="mask_head" in checkpointed,
         )
         if pyramid
         else None,
         "pyramid": pyramid,
+        "inference_dtype": INFERENCE_DTYPES[keys.INFERENCE_DTYPE],
         "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
     }
@@ -104,6 +117,14 @@ def _check_sizes(cfg: CfgNode) -> None:
         raise InputError(
             f"MODEL.DETR.POSITION_EMBEDDING is {keys.POSITION_EMBEDDING!r}: it must be one of "
             f"{', '.join(POSITION_ENCODINGS)}"
+        )
+    if keys.INFERENCE_DTYPE not in INFERENCE_DTYPES:
+        raise InputError(
+            f"MODEL.DETR.INFERENCE_DTYPE is {keys.INFERENCE_DTYPE!r}: it must be one of {', '.join(INFERENCE_DTYPES)}"
+        )
+    if unknown := set(keys.ACTIVATION_CHECKPOINT) - set(CHECKPOINTED):
+        raise InputError(
+            f"MODEL.DETR.ACTIVATION_CHECKPOINT has {sorted(unknown)}: it takes any of {', '.join(CHECKPOINTED)}"
         )
     if d % heads:
         raise InputError(

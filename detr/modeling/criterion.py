@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from detr.modeling.matcher import HungarianMatcher, Matches, Targets
+
+MASKS_AT_ONCE = 10  # bounds the memory of the mask losses
 
 
 class SetCriterion(nn.Module):
@@ -73,16 +76,12 @@ class SetCriterion(nn.Module):
         predicted = boxes[matches.layer, matches.image, matches.query]  # (P, 4)
         truth = targets.boxes[matches.target]
         l1 = F.l1_loss(predicted, truth, reduction="none").sum(-1)  # (P,)
-        giou = generalized_box_iou_loss(
-            box_convert(predicted, "cxcywh", "xyxy"),
-            box_convert(truth, "cxcywh", "xyxy"),
-            eps=0.0,  # ground truth has an area, so that both denominators are positive
-        )
+        giou = paired_giou(box_convert(predicted, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
         num_boxes = self._num_boxes(targets)
         layers = len(boxes)  # every layer matches the same number of pairs
         return {
             "loss_bbox": l1.view(layers, -1).sum(1) / num_boxes,
-            "loss_giou": giou.view(layers, -1).sum(1) / num_boxes,
+            "loss_giou": (1 - giou).view(layers, -1).sum(1) / num_boxes,
         }
 
     def mask_losses(self, mask_logits: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
@@ -93,17 +92,15 @@ class SetCriterion(nn.Module):
         """
         if targets.masks is None:
             raise ValueError("mask losses want targets with masks")
-        truth = targets.masks[matches.target].flatten(1).float()  # (P, H W)
-        with torch.autocast(mask_logits.device.type, enabled=False):
-            size = targets.masks.shape[-2:]
-            upsampled = F.interpolate(mask_logits[:, None].float(), size=size, mode="bilinear", align_corners=False)
-            predicted = upsampled.flatten(1)  # (P, H W)
-            focal = sigmoid_focal_loss(predicted, truth, alpha=0.25, gamma=2.0).mean(1)  # (P,)
-            probability = predicted.sigmoid()
-            overlap = (probability * truth).sum(1)
-            dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
-            num_boxes = self._num_boxes(targets)
-            return {"loss_mask": focal.sum() / num_boxes, "loss_dice": dice.sum() / num_boxes}
+        rows = zip(mask_logits.split(MASKS_AT_ONCE), matches.target.split(MASKS_AT_ONCE), strict=True)
+        # A dozen maps of the input's size for every object would be kept for the gradient: they are made again.
+        terms = [
+            checkpoint(_mask_terms, logits, targets.masks[target], use_reentrant=False, preserve_rng_state=False)
+            for logits, target in rows
+        ]
+        focal, dice = (torch.cat(x).sum() for x in zip(*terms, strict=True))
+        num_boxes = self._num_boxes(targets)
+        return {"loss_mask": focal / num_boxes, "loss_dice": dice / num_boxes}
 
     @staticmethod
     def _num_boxes(targets: Targets) -> Tensor | float:
@@ -134,3 +131,35 @@ class SetCriterion(nn.Module):
         predicted = (best != self.num_classes).sum(1).float()  # (N,)
         truth = torch.tensor(targets.sizes, device=predicted.device, dtype=predicted.dtype)
         return {"class_error": class_error, "cardinality_error": F.l1_loss(predicted, truth)}
+
+
+def paired_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU (Rezatofighi et al., arXiv 1902.09630) of each box with its partner: (P,) in (-1, 1].
+
+    a, b: (P, 4) xyxy, those in ``b`` with an area. torchvision's pairs all with all, and its loss indexes by a mask,
+    for which a GPU makes the host wait.
+    """
+    intersection = _area(torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:]))
+    hull = _area(torch.minimum(a[:, :2], b[:, :2]), torch.maximum(a[:, 2:], b[:, 2:]))
+    union = _area(a[:, :2], a[:, 2:]) + _area(b[:, :2], b[:, 2:]) - intersection
+    return intersection / union - (hull - union) / hull
+
+
+def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
+    """(P,); 0 where the corners are swapped, as those of an empty intersection are."""
+    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
+    return width * height
+
+
+def _mask_terms(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Focal and dice terms of R objects: (R,) each. mask_logits: (R, h, w); masks: (R, H, W) bool."""
+    with torch.autocast(mask_logits.device.type, enabled=False):
+        logits = F.interpolate(
+            mask_logits[:, None].float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
+        )
+        predicted, truth = logits.flatten(1), masks.flatten(1).float()  # (R, H W)
+        focal = sigmoid_focal_loss(predicted, truth, alpha=0.25, gamma=2.0).mean(1)
+        probability = predicted.sigmoid()
+        overlap = (probability * truth).sum(1)
+        dice = 1 - (2 * overlap + 1) / (probability.sum(1) + truth.sum(1) + 1)
+        return focal, dice

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 ROWS_AT_ONCE = 10  # bounds the memory; on the CPU it is faster too
 GROUPS = 8  # of GroupNorm
@@ -102,9 +103,14 @@ class AttentionMaps(nn.Module):
 class MaskHead(nn.Module):
     """Attention maps beside the features, through convolutions and up the backbone's pyramid."""
 
-    def __init__(self, *, d: int, heads: int, pyramid_channels: tuple[int, int, int]) -> None:
-        """d: divisible by 16 and by ``heads``; pyramid_channels: of the backbone's maps, from coarse to fine."""
+    def __init__(
+        self, *, d: int, heads: int, pyramid_channels: tuple[int, int, int], checkpointed: bool = False
+    ) -> None:
+        """d: divisible by 16 and by ``heads``; pyramid_channels: of the backbone's maps, from coarse to fine
+        checkpointed: what is inside the convolutions is computed again for the gradient instead of being kept
+        """
         super().__init__()
+        self.checkpointed = checkpointed
         self.attention = AttentionMaps(d, heads)
         widths = (d + heads, d // 2, d // 4, d // 8, d // 16)
         self.lay1, self.gn1 = _conv3x3(widths[0], widths[0]), _norm(widths[0])
@@ -129,7 +135,12 @@ class MaskHead(nn.Module):
         """
         shared = self.share(features)
         chunks = zip(image_of.split(ROWS_AT_ONCE), query_of.split(ROWS_AT_ONCE), strict=True)
-        return torch.cat([self.decode(*shared.rows(i, q)) for i, q in chunks])
+        return torch.cat([self._decode(*shared.rows(i, q)) for i, q in chunks])
+
+    def _decode(self, *maps: Tensor) -> Tensor:
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(self.decode, *maps, use_reentrant=False)  # type: ignore[no-any-return]
+        return self.decode(*maps)
 
     def share(self, features: MaskFeatures) -> "SharedMaps":
         """What an image's rows have in common, computed once an image."""

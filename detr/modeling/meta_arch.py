@@ -5,6 +5,7 @@ L  decoder layers, Q queries, K classes without no-object, d width of the transf
 """
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +77,7 @@ class Detr(nn.Module):
         mask_head: MaskHead | None = None,
         pyramid: tuple[str, ...] = (),
         freeze_detr: bool = False,
+        inference_dtype: torch.dtype = torch.float32,
         pixel_mean: tuple[float, ...] = (123.675, 116.280, 103.530),
         pixel_std: tuple[float, ...] = (58.395, 57.120, 57.375),
     ) -> None:
@@ -88,6 +90,8 @@ class Detr(nn.Module):
         mask_head: makes the queries' masks; None for boxes alone
         pyramid: the names of the backbone's features that the mask head reads, from coarse to fine
         freeze_detr: whether the mask head alone is trained, on a DETR that stays as it is
+        inference_dtype: what products and convolutions are computed in outside training; anything else than
+            float32 is mixed precision (autocast)
         pixel_mean, pixel_std: of the image's channels, in the range 0..255
         """
         super().__init__()
@@ -107,6 +111,7 @@ class Detr(nn.Module):
         self.num_classes = num_classes
         self.deep_supervision = deep_supervision
         self.freeze_detr = freeze_detr
+        self.inference_dtype = inference_dtype
         if freeze_detr:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.startswith("mask_head."))
@@ -154,8 +159,13 @@ class Detr(nn.Module):
 
     def predict(self, images: ImageList, all_layers: bool) -> Outputs:
         """The network itself, but for the masks: who wants them says of which queries (see ``MaskHead``)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_detr):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_detr), self._precision():
             return self._predict(images, all_layers)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.training or self.inference_dtype == torch.float32:
+            return nullcontext()  # a training may have its own
+        return torch.autocast(self.device.type, self.inference_dtype)
 
     def _predict(self, images: ImageList, all_layers: bool) -> Outputs:
         features = self.backbone(images.tensor)
@@ -176,7 +186,10 @@ class Detr(nn.Module):
         if self.mask_head is not None:
             pyramid = tuple(features[name] for name in self.pyramid)
             mask_features = MaskFeatures(projected, memory, padding, pyramid, queries=decoded[-1])
-        return Outputs(self.class_embed(decoded), self.bbox_embed(decoded), mask_features)
+        # The heads cost nothing, and half precision would show in scores and boxes.
+        with torch.autocast(decoded.device.type, enabled=False):
+            decoded = decoded.to(self.class_embed.weight.dtype)
+            return Outputs(self.class_embed(decoded), self.bbox_embed(decoded), mask_features)
 
     def train(self, mode: bool = True) -> "Detr":
         """A frozen DETR keeps its dropout, as in the original, but not one of its statistics moves."""
@@ -246,10 +259,11 @@ class Detr(nn.Module):
         """The last layer's outputs -> one dict an image, at output size."""
         masks_of = None
         if self.mask_head is not None and outputs.mask_features is not None:
-            masks_of = functools.partial(_masks_of, self.mask_head, outputs.mask_features)
+            masks_of = functools.partial(self._masks_of, outputs.mask_features)
         return self.postprocessor.of_batch(outputs.logits[-1], outputs.boxes[-1], masks_of, batched_inputs, images)
 
-
-def _masks_of(mask_head: MaskHead, features: MaskFeatures, index: int, queries: Tensor) -> Tensor:
-    """Mask logits (R, h, w) of queries (R,) of one of the images."""
-    return mask_head(features.of_image(index), torch.zeros_like(queries), queries)
+    def _masks_of(self, features: MaskFeatures, index: int, queries: Tensor) -> Tensor:
+        """Mask logits (R, h, w) of queries (R,) of one of the images."""
+        assert self.mask_head is not None
+        with self._precision():
+            return self.mask_head(features.of_image(index), torch.zeros_like(queries), queries)  # type: ignore[no-any-return]

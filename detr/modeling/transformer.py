@@ -13,6 +13,10 @@ those of the original's checkpoints.
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from detr.modeling.attention import Attention
+from detr.modeling.dropout import Dropout
 
 
 class EncoderLayer(nn.Module):
@@ -21,10 +25,10 @@ class EncoderLayer(nn.Module):
     def __init__(self, d: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.self_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)
+        self.self_attn = Attention(d, heads, dropout)
         self.linear1, self.linear2 = nn.Linear(d, feedforward), nn.Linear(feedforward, d)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
         """x, position: (N, S, d). Returns (N, S, d)."""
@@ -36,10 +40,11 @@ class EncoderLayer(nn.Module):
 
     def _attend(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
         located = x + position
-        return self.dropout(_attention(self.self_attn, located, located, x, padding))
+        return self.dropout(self.self_attn(located, located, x, padding))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+        # Dropout before ReLU is the same as behind it, and what ReLU keeps, the next layer keeps too.
+        return self.dropout(self.linear2(self.dropout(self.linear1(x)).relu_()))
 
 
 class DecoderLayer(nn.Module):
@@ -48,11 +53,11 @@ class DecoderLayer(nn.Module):
     def __init__(self, d: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.self_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)
-        self.multihead_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)  # cross-attention
+        self.self_attn = Attention(d, heads, dropout)
+        self.multihead_attn = Attention(d, heads, dropout)  # cross-attention
         self.linear1, self.linear2 = nn.Linear(d, feedforward), nn.Linear(feedforward, d)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, padding: Tensor | None
@@ -68,38 +73,41 @@ class DecoderLayer(nn.Module):
 
     def _self_attend(self, x: Tensor, query_embed: Tensor) -> Tensor:
         located = x + query_embed
-        return self.dropout(_attention(self.self_attn, located, located, x, None))
+        return self.dropout(self.self_attn(located, located, x))
 
     def _cross_attend(
         self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, padding: Tensor | None
     ) -> Tensor:
-        return self.dropout(_attention(self.multihead_attn, x + query_embed, memory_keys, memory, padding))
+        return self.dropout(self.multihead_attn(x + query_embed, memory_keys, memory, padding))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+        # Dropout before ReLU is the same as behind it, and what ReLU keeps, the next layer keeps too.
+        return self.dropout(self.linear2(self.dropout(self.linear1(x)).relu_()))
 
 
 class Encoder(nn.Module):
     """A stack of encoder layers; the pre-norm variant normalises its output."""
 
-    def __init__(self, layers: list[EncoderLayer], norm: nn.LayerNorm | None) -> None:
+    def __init__(self, layers: list[EncoderLayer], norm: nn.LayerNorm | None, checkpointed: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
+        self.checkpointed = checkpointed
 
     def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
         for layer in self.layers:
-            x = layer(x, position, padding)
+            x = _run(layer, x, position, padding, checkpointed=self.checkpointed)
         return x if self.norm is None else self.norm(x)
 
 
 class Decoder(nn.Module):
     """A stack of decoder layers; one LayerNorm is shared by the outputs of all of them."""
 
-    def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm) -> None:
+    def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm, checkpointed: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
+        self.checkpointed = checkpointed
 
     def forward(
         self,
@@ -114,7 +122,7 @@ class Decoder(nn.Module):
         x = torch.zeros_like(query_embed)
         outputs = []
         for layer in self.layers:
-            x = layer(x, query_embed, memory, memory_keys, padding)
+            x = _run(layer, x, query_embed, memory, memory_keys, padding, checkpointed=self.checkpointed)
             outputs.append(x)
         return self.norm(torch.stack(outputs if all_layers else outputs[-1:]))
 
@@ -132,15 +140,17 @@ class Transformer(nn.Module):
         feedforward: int = 2048,
         dropout: float = 0.1,
         pre_norm: bool = False,
+        checkpointed: bool = False,
     ) -> None:
+        """checkpointed: what is inside a layer is computed again for the gradient instead of being kept."""
         super().__init__()
         sizes = (d, heads, feedforward, dropout, pre_norm)
         self.d = d
         self.heads = heads
         self.encoder = Encoder(
-            [EncoderLayer(*sizes) for _ in range(encoder_layers)], nn.LayerNorm(d) if pre_norm else None
+            [EncoderLayer(*sizes) for _ in range(encoder_layers)], nn.LayerNorm(d) if pre_norm else None, checkpointed
         )
-        self.decoder = Decoder([DecoderLayer(*sizes) for _ in range(decoder_layers)], nn.LayerNorm(d))
+        self.decoder = Decoder([DecoderLayer(*sizes) for _ in range(decoder_layers)], nn.LayerNorm(d), checkpointed)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)  # matrices only; biases and norms keep their defaults
@@ -172,8 +182,7 @@ class Transformer(nn.Module):
         return decoded, memory.transpose(1, 2).unflatten(2, (h, w))
 
 
-def _attention(
-    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None
-) -> Tensor:
-    # Without weights torch takes its fused kernel, which never stores the S x S matrix.
-    return attention(query, key, value, key_padding_mask=padding, need_weights=False)[0]
+def _run(layer: nn.Module, *inputs: Tensor | None, checkpointed: bool) -> Tensor:
+    if checkpointed and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+    return layer(*inputs)  # type: ignore[no-any-return]

@@ -1,0 +1,170 @@
+"""AP with the numbers of pycocotools, counted by hotcoco where it is installed: in seconds, not minutes."""
+
+import importlib
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils.file_io import PathManager
+
+from detr.errors import InputError
+
+BACKENDS = ("auto", "hotcoco", "pycocotools")
+
+logger = logging.getLogger(__name__)
+
+
+def choose_backend(name: str) -> str:
+    """What TEST.COCO_BACKEND comes to here: "hotcoco" or "pycocotools".
+
+    Raises InputError for a name that is none of `BACKENDS`, and where hotcoco is asked for and cannot be imported.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"TEST.COCO_BACKEND is {name!r}: set it to auto, hotcoco or pycocotools")
+    if name == "pycocotools":
+        return name
+    try:
+        importlib.import_module("hotcoco")
+    except ImportError as error:
+        if name == "auto":
+            return "pycocotools"
+        raise InputError(
+            f"TEST.COCO_BACKEND is hotcoco, which cannot be imported ({error}): pip install 'hotcoco>=1.3,<2', "
+            "or set the key to auto"
+        ) from error
+    return "hotcoco"
+
+
+class FastCOCOEvaluator(COCOEvaluator):
+    """Detectron2's COCOEvaluator, with the same files and results, and another package that counts.
+
+    What hotcoco would count otherwise than pycocotools, or not at all, is left to Detectron2: keypoints, ground
+    truth that is not sound, predictions that are not finite.
+    """
+
+    def __init__(self, dataset_name: str, *, backend: str = "auto", **options: Any) -> None:
+        """backend: one of `BACKENDS`; options: of COCOEvaluator. Raises InputError as `choose_backend` does."""
+        super().__init__(dataset_name, **options)
+        self.backend = choose_backend(backend)
+
+    def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
+        """predictions: per image {"image_id", "instances": results in COCO's format with contiguous classes}."""
+        found = [result for x in predictions for result in x["instances"]]
+        tasks = sorted(self._tasks or self._tasks_from_predictions(found))
+        # Without predictions or annotations there is nothing to count, and Detectron2 says so.
+        if self.backend == "pycocotools" or not found or not self._do_evaluation or "keypoints" in tasks:
+            logger.info("COCO evaluation by Detectron2, with pycocotools")
+            super()._eval_predictions(predictions, img_ids=img_ids)
+            return
+        try:
+            # Copies: Detectron2, should it have to count after all, wants its own class numbers.
+            results = self._with_ids_of_the_data_set(found)
+            max_dets = self._max_dets_per_image
+            counts = {task: count(self._coco_api.dataset, results, task, max_dets, img_ids) for task in tasks}
+        except ValueError as reason:
+            logger.warning("COCO evaluation by Detectron2, with pycocotools, for hotcoco cannot: %s", reason)
+            super()._eval_predictions(predictions, img_ids=img_ids)
+            return
+        if self._output_dir:
+            with PathManager.open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as file:
+                file.write(json.dumps(results))  # json.dump, to a file, is several times slower
+        for task, counted in counts.items():
+            summary = "\n".join(_summarized(counted))
+            logger.info("COCO evaluation of %s by hotcoco %s:\n%s", task, _hotcoco().__version__, summary)
+            names = self._metadata.get("thing_classes")
+            self._results[task] = self._derive_coco_results(counted, task, class_names=names)
+
+    def _with_ids_of_the_data_set(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if contiguous is None:
+            return [dict(result) for result in found]
+        ids = {index: key for key, index in contiguous.items()}
+        # Detectron2 has an error of its own for classes that the data set lacks, and for classes with gaps.
+        if sorted(ids) != list(range(len(contiguous))) or not {x["category_id"] for x in found} <= ids.keys():
+            raise ValueError("the classes of predictions and data set do not fit")
+        return [{**result, "category_id": ids[result["category_id"]]} for result in found]
+
+
+def count(
+    dataset: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    task: str,
+    max_dets: Sequence[int] = (1, 10, 100),
+    image_ids: Sequence[int] | None = None,
+) -> Any:
+    """hotcoco's COCOeval of detections, evaluated, accumulated and summarised, without a word to stdout.
+
+    dataset: a COCO file's content; results: in COCO's format, as pycocotools' loadRes takes them
+    task: "bbox" or "segm"; the area of a mask is that of its pixels, not of the result's box
+    max_dets: of an image and category, by score; AP is over the largest
+    image_ids: where not all images count
+
+    Its ``stats``, ``eval["precision"]`` (thresholds, recalls, classes, areas, max_dets) and ``eval["recall"]`` are
+    pycocotools'. Raises ValueError, with the reason, where they would not be.
+    """
+    _check_truth(dataset, task)
+    _check_results(dataset, results, task)
+    if task == "segm":
+        results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+    hotcoco = _hotcoco()
+    truth = hotcoco.COCO(dataset)
+    counted = hotcoco.COCOeval(truth, truth.loadRes(results), task)
+    counted.params.maxDets = sorted(max_dets)  # as pycocotools sorts them, wherever AP's own limit then stands
+    if image_ids is not None:
+        counted.params.imgIds = sorted(set(image_ids))
+    counted.evaluate()
+    counted.accumulate()
+    _summarized(counted)
+    return counted
+
+
+def _summarized(counted: Any) -> list[str]:
+    """The twelve lines that ``summarize`` would print; fills ``counted.stats``, as it does."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "hotcoco: max_dets differ", UserWarning)  # they were asked for
+        return [str(line) for line in counted.summary_lines()]
+
+
+def _hotcoco() -> Any:
+    return importlib.import_module("hotcoco")  # an extra: whoever does without it may import this module
+
+
+def _check_truth(dataset: Mapping[str, Any], task: str) -> None:
+    """Raises ValueError for ground truth that pycocotools refuses, or counts otherwise than hotcoco."""
+    for kind in ("images", "categories", "annotations"):
+        ids = [x.get("id") for x in dataset.get(kind, ())]
+        if not ids and kind == "images":
+            raise ValueError("the ground truth has no images")
+        if None in ids or len(set(ids)) < len(ids):
+            raise ValueError(f"ids of {kind} are missing or occur twice in the ground truth")
+    for x in dataset["annotations"]:
+        if not x["id"]:  # pycocotools takes a match with it for none
+            raise ValueError("an annotation has the id 0: number them from 1")
+        if any(x.get(key) is None for key in ("image_id", "category_id", "bbox", "area", "iscrowd")):
+            raise ValueError(f"annotation {x['id']} lacks one of image_id, category_id, bbox, area and iscrowd")
+        if task == "segm" and not _is_mask(x.get("segmentation")):
+            raise ValueError(f"annotation {x['id']} has no mask")
+
+
+def _is_mask(segmentation: Any) -> bool:
+    """RLE, or polygons of three corners or more; hotcoco takes a box in the place of anything else."""
+    if isinstance(segmentation, list):
+        return bool(segmentation) and all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation)
+    return isinstance(segmentation, dict)
+
+
+def _check_results(dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]], task: str) -> None:
+    """Raises ValueError for results that pycocotools refuses, or counts otherwise than hotcoco."""
+    for key, kind in (("image_id", "images"), ("category_id", "categories")):
+        if not {result[key] for result in results} <= {x["id"] for x in dataset[kind]}:
+            raise ValueError(f"the {key} of a prediction is not in the ground truth")
+    if task == "segm" and not all("segmentation" in result for result in results):
+        raise ValueError("predictions lack masks")
+    # A sum is finite only if all its numbers are. With pycocotools, a box of NaN matches everything.
+    if not all(math.isfinite(result["score"] + sum(result["bbox"])) for result in results):
+        raise ValueError("predictions have scores or boxes that are not finite")
