@@ -58,6 +58,10 @@ def add_detr_config(cfg: CN) -> None:
     # "original": stuff is merged once, as for the published PQ; "exact": again after segments were dropped
     cfg.MODEL.DETR.PANOPTIC.STUFF_MERGE = "original"
 
+    # New: the folder that tools/export_model.py wrote, for the meta-architecture "ExportedDetr". The config.yaml in
+    # it sets both.
+    cfg.MODEL.DETR.EXPORTED = ""
+
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
 

@@ -37,7 +37,8 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Raises InputError for weights that cannot be had or read, or that do not belong to this model."""
-        self.fresh = [] if path else ["there are no weights"]
+        # An exported model has its weights in its graph: there is nothing to load, and nothing starts fresh.
+        self.fresh = [] if path or not self.model.state_dict() else ["there are no weights"]
         if path and "?" not in path:  # Detectron2 reads options behind a ?
             path = local_path(path)
         if path and os.path.isdir(path):

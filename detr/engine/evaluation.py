@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_detr(cfg: CfgNode) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == "Detr"
+    return cfg.MODEL.META_ARCHITECTURE in ("Detr", "ExportedDetr")
 
 
 def measures_pq(cfg: CfgNode, dataset_name: str) -> bool:

@@ -22,6 +22,7 @@ from detr.checkpoint.files import weights_in_folder
 from detr.checkpoint.paths import TORCHVISION, ZOO, missing_hint, parse_zoo_path, torchvision_url
 from detr.config import add_detr_config
 from detr.errors import InputError, exit_with_one_line
+from detr.modeling.exported import DESCRIPTION
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +57,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     fit_machine(cfg)
     check_names(cfg)
+    exported = cfg.MODEL.META_ARCHITECTURE == "ExportedDetr"
+    if exported and not args.eval_only:
+        raise InputError("an exported model cannot be trained: add --eval-only, or train the model that it comes from")
     if not args.eval_only:
         start_from_frozen_weights(cfg)
     resumes = args.resume and PathManager.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if not resumes:
-        check_weights(cfg.MODEL.WEIGHTS, needed=args.eval_only)
+        check_weights(cfg.MODEL.WEIGHTS, needed=args.eval_only and not exported)
     if not (args.eval_only or args.resume):
         check_output_folder(cfg.OUTPUT_DIR)
     cfg.freeze()
@@ -112,6 +116,9 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
         if not PathManager.isfile(config_file):
             raise InputError(f"the config file {config_file} does not exist: see configs/ for those that do")
         _merge(cfg, config_file, lambda: cfg.merge_from_file(config_file))
+        folder = os.path.dirname(config_file) or "."
+        if cfg.MODEL.DETR.EXPORTED and os.path.isfile(os.path.join(folder, DESCRIPTION)):
+            cfg.MODEL.DETR.EXPORTED = folder  # wherever an exported model was moved to, its config lies beside it
     flags = [opt for opt in opts if opt.startswith("--")]
     if flags:
         raise InputError(f"{flags[0]} stands among the KEY VALUE pairs: options that start with -- go before them")
@@ -198,15 +205,15 @@ def fit_machine(cfg: CfgNode) -> None:
         cfg.DATALOADER.NUM_WORKERS = cores
 
 
-def check_whole(fresh: list[str]) -> None:
-    """Raises InputError where an evaluation would run on random weights.
+def check_whole(fresh: list[str], would: str = "--eval-only would evaluate") -> None:
+    """Raises InputError where an evaluation, or what else ``would``, would run on random weights.
 
     fresh: what the checkpointer had to start fresh, a line each
     """
     if fresh:
         raise InputError(
-            f"--eval-only would evaluate random weights, {'; '.join(fresh)}: name weights of a whole model in "
-            "MODEL.WEIGHTS, or the config that they belong to"
+            f"{would} random weights, {'; '.join(fresh)}: name weights of a whole model in MODEL.WEIGHTS, or the "
+            "config that they belong to"
         )
 
 

@@ -145,8 +145,8 @@ class MaskHead(nn.Module):
     def share(self, features: MaskFeatures) -> "SharedMaps":
         """What an image's rows have in common, computed once an image."""
         attention = self.attention(features.queries, features.memory, features.padding)  # (N, Q, M, h, w)
-        d = features.projected.shape[1]
-        first = F.conv2d(features.projected, self.lay1.weight[:, :d], self.lay1.bias, padding=1)
+        of_image = self.lay1.weight[:, : -self.attention.heads]
+        first = F.conv2d(features.projected, of_image, self.lay1.bias, padding=1)
         adapters = (self.adapter1, self.adapter2, self.adapter3)
         levels = [
             layer(adapter(level))
@@ -156,7 +156,7 @@ class MaskHead(nn.Module):
 
     def decode(self, attention: Tensor, first: Tensor, *levels: Tensor) -> Tensor:
         """Mask logits (R, H_3, W_3) of the rows with these maps (see ``SharedMaps.rows``)."""
-        x = F.conv2d(attention, self.lay1.weight[:, -attention.shape[1] :], padding=1)
+        x = F.conv2d(attention, self.lay1.weight[:, -self.attention.heads :], padding=1)
         x = self.gn1(x.add_(first)).relu_()  # (R, d + M, h, w)
         x = self.gn2(self.lay2(x)).relu_()  # (R, d / 2, h, w)
         for layer, norm, level in zip(self._upper_layers(), (self.gn3, self.gn4, self.gn5), levels, strict=True):

@@ -23,6 +23,7 @@ from detr.modeling.criterion import SetCriterion
 from detr.modeling.mask_head import MaskFeatures, MaskHead
 from detr.modeling.matcher import Targets
 from detr.modeling.postprocessing import Postprocessor
+from detr.modeling.preprocessing import normalised_batch, per_channel
 from detr.modeling.transformer import Transformer
 
 
@@ -114,9 +115,8 @@ class Detr(nn.Module):
         if freeze_detr:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.startswith("mask_head."))
-        # Divided by 255 first, an image gives the original's tensor to the last bit.
-        self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
-        self.register_buffer("pixel_std", _per_channel(pixel_std), persistent=False)
+        self.register_buffer("pixel_mean", per_channel(pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", per_channel(pixel_std), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -151,11 +151,10 @@ class Detr(nn.Module):
         return self.postprocess(outputs, batched_inputs, images)
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalises the images and pads them with zeros, right and below, to one size: (N, 3, H, W)."""
-        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
-        images = [x.float().div(255).sub_(self.pixel_mean).div_(self.pixel_std) for x in images]
-        return ImageList.from_tensors(
-            images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
+        """The normalised and padded batch (see ``normalised_batch``)."""
+        backbone = self.backbone
+        return normalised_batch(
+            batched_inputs, self.pixel_mean, self.pixel_std, backbone.size_divisibility, backbone.padding_constraints
         )
 
     def predict(self, images: ImageList, all_layers: bool) -> Outputs:
@@ -258,31 +257,13 @@ class Detr(nn.Module):
         self, outputs: Outputs, batched_inputs: list[dict[str, Any]], images: ImageList
     ) -> list[dict[str, Any]]:
         """The last layer's outputs -> one dict an image, at output size."""
-        results = []
-        for index, (x, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            masks_of = None
-            if self.mask_head is not None and outputs.mask_features is not None:
-                # One image at a time: 16 images' mask logits alone would take half a gigabyte.
-                masks_of = functools.partial(self._masks_of, outputs.mask_features.of_image(index))
-            results.append(
-                self.postprocessor(
-                    outputs.logits[-1, index],
-                    outputs.boxes[-1, index].float(),
-                    masks_of,
-                    padded_size=tuple(images.tensor.shape[-2:]),
-                    image_size=image_size,
-                    size=(int(x.get("height", image_size[0])), int(x.get("width", image_size[1]))),
-                )
-            )
-        return results
+        masks_of = None
+        if self.mask_head is not None and outputs.mask_features is not None:
+            masks_of = functools.partial(self._masks_of, outputs.mask_features)
+        return self.postprocessor.of_batch(outputs.logits[-1], outputs.boxes[-1], masks_of, batched_inputs, images)
 
-    def _masks_of(self, features: MaskFeatures, queries: Tensor) -> Tensor:
-        """Mask logits (R, h, w) of queries (R,) of the one image in ``features``."""
+    def _masks_of(self, features: MaskFeatures, index: int, queries: Tensor) -> Tensor:
+        """Mask logits (R, h, w) of queries (R,) of one of the images."""
         assert self.mask_head is not None
         with self._precision():
-            return self.mask_head(features, torch.zeros_like(queries), queries)  # type: ignore[no-any-return]
-
-
-def _per_channel(values: tuple[float, ...]) -> Tensor:
-    """(C,) in the range 0..255 -> (C, 1, 1) in 0..1."""
-    return torch.tensor([value / 255 for value in values]).view(-1, 1, 1)
+            return self.mask_head(features.of_image(index), torch.zeros_like(queries), queries)  # type: ignore[no-any-return]

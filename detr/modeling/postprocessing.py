@@ -7,13 +7,14 @@ Sizes are (height, width) in pixels: ``padded_size`` of the model's input with p
 ``size`` of the output.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -97,6 +98,34 @@ class Postprocessor(nn.Module):
         instances = instances[chosen]
         instances.pred_masks = instance_masks(mask_logits[row[chosen]], **sizes)
         return {"instances": instances, **results}
+
+    def of_batch(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        masks_of: Callable[[int, Tensor], Tensor] | None,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+    ) -> list[dict[str, Any]]:
+        """One dict an image, at output size: ``height`` and ``width`` of the input, by default its image's own.
+
+        logits: (N, Q, K + 1); boxes: (N, Q, 4) cxcywh in [0, 1]
+        masks_of: an image in [0, N) and its queries (R,) -> their mask logits (R, h, w). It is asked for one image
+            after the other: 16 images' mask logits alone would take half a gigabyte
+        """
+        results = []
+        for index, (x, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            results.append(
+                self(
+                    logits[index],
+                    boxes[index].float(),
+                    None if masks_of is None else functools.partial(masks_of, index),
+                    padded_size=tuple(images.tensor.shape[-2:]),
+                    image_size=image_size,
+                    size=(int(x.get("height", image_size[0])), int(x.get("width", image_size[1]))),
+                )
+            )
+        return results
 
 
 def box_instances(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> Instances:

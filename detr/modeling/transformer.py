@@ -173,13 +173,13 @@ class Transformer(nn.Module):
         Returns the decoder's outputs (L or 1, N, Q, d) and the memory (N, d, H, W).
         """
         n, _, h, w = features.shape
-        x = features.flatten(2).mT  # (N, S, d)
-        position = position.flatten(2).mT
+        x = features.flatten(2).transpose(1, 2)  # (N, S, d); OpenVINO does not know .mT
+        position = position.flatten(2).transpose(1, 2)
         padding = None if padding is None else padding.flatten(1)
         memory = self.encoder(x, position, padding)
         queries = query_embed.expand(n, -1, -1)
         decoded = self.decoder(queries, memory, position, padding, all_layers)
-        return decoded, memory.mT.unflatten(2, (h, w))
+        return decoded, memory.transpose(1, 2).unflatten(2, (h, w))
 
 
 def _run(layer: nn.Module, *inputs: Tensor | None, checkpointed: bool) -> Tensor:

@@ -1,0 +1,180 @@
+"""A trained ``Detr`` as ONNX, OpenVINO, TorchScript or torch.export, and back as a Detectron2 model.
+
+report = export(cfg, "detr_onnx", "onnx")
+model = load("detr_onnx")
+"""
+
+import importlib.metadata
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from detr.checkpoint import DetrCheckpointer
+from detr.checkpoint.files import save_folder
+from detr.config import add_detr_config
+from detr.engine.setup import check_names, check_weights, check_whole, load_config
+from detr.errors import InputError
+from detr.export.checking import check, told
+from detr.export.networks import parts
+from detr.export.writing import PACKAGES, check_packages, write_graph
+from detr.modeling.exported import DESCRIPTION, Description, ExportedDetr
+from detr.modeling.meta_arch import Detr
+from detr.modeling.runtimes import FORMATS
+
+__all__ = ["FORMATS", "Report", "export", "get_config", "load"]
+
+CONFIG = "config.yaml"
+
+
+@dataclass
+class Report:
+    """What was done: (name, value) rows, in the order to print them."""
+
+    rows: list[tuple[str, str]]
+
+
+def load(folder: str, device: torch.device | str | None = None) -> ExportedDetr:
+    """The model in an exported folder, in evaluation mode. It needs nothing else, wherever the folder is.
+
+    device: by default the config's MODEL.DEVICE, and the CPU where there is no GPU. Images are prepared and results
+        come out there; see ``open_graph`` on where the graph runs
+
+    Raises InputError for a folder that is no exported model or not whole, and for a missing package.
+    """
+    cfg = get_config(folder)
+    if device is None and not torch.cuda.is_available():
+        device = "cpu"
+    cfg.MODEL.DEVICE = str(device or cfg.MODEL.DEVICE)
+    model: ExportedDetr = build_model(cfg)
+    return model.eval()
+
+
+def get_config(folder: str) -> CfgNode:
+    """The config of an exported folder, not frozen, for Detectron2's ``DefaultPredictor`` and the like."""
+    Description.read(folder)
+    return load_config(os.path.join(folder, CONFIG), [])
+
+
+def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False) -> Report:
+    """Writes the model of ``cfg`` with its MODEL.WEIGHTS into the folder ``output``.
+
+    The files are run before they are put in their place: where they do not do what the model does, nothing is left.
+    The graphs are in float32, whatever MODEL.DETR.INFERENCE_DTYPE says. Empty weights are exported as they are,
+    random. MODEL.DEVICE counts for TorchScript, which runs where it was traced.
+
+    format: one of ``FORMATS``
+    overwrite: whether an exported model in ``output`` may be replaced
+
+    Raises InputError for bad input, a missing package, and a graph that differs from the model.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "Detr":
+        raise InputError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: only Detr can be exported")
+    check_packages(format)
+    _check_output(output, overwrite)
+    check_names(cfg)
+    check_weights(cfg.MODEL.WEIGHTS)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DETR.INFERENCE_DTYPE = "float32"
+    on_gpu = format == "torchscript" and cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+    description = _write(_loaded(cfg, "cuda" if on_gpu else "cpu"), cfg, output, format)
+    files = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in description.files.items())
+    versions = ", ".join(f"{name} {version}" for name, version in description.versions.items())
+    return Report(
+        [
+            ("weights", description.weights or "none: random ones"),
+            ("format", f"{format} ({versions})"),
+            ("output", f"{output}: {files}"),
+            *(("checked", _told(x)) for x in description.checked),
+        ]
+    )
+
+
+def _told(checked: dict[str, Any]) -> str:
+    found = ", ".join(f"{name} differ by at most {value:.1e}" for name, value in checked["differences"].items())
+    return f"on {told(checked['images'])}: {found}"
+
+
+def _check_output(output: str, overwrite: bool) -> None:
+    if not os.path.lexists(output):
+        return
+    if not os.path.isdir(output):
+        raise InputError(f"--output {output} is there and is no folder: name another one")
+    if os.listdir(output) and not overwrite:
+        raise InputError(f"--output {output} exists: name another folder, or replace it with --overwrite")
+    if os.listdir(output) and not os.path.isfile(os.path.join(output, DESCRIPTION)):
+        raise InputError(f"--output {output} holds no exported model, and would be lost: name another folder")
+
+
+def _loaded(cfg: CfgNode, device: str) -> Detr:
+    built_for, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, device
+    model: Detr = build_model(cfg)
+    cfg.MODEL.DEVICE = built_for
+    if cfg.MODEL.WEIGHTS:
+        checkpointer = DetrCheckpointer(model)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+        check_whole(checkpointer.fresh, "this would export")
+    else:
+        print("WARNING: MODEL.WEIGHTS is empty, so that random weights are exported", file=sys.stderr)
+    return model.eval().requires_grad_(False)
+
+
+def _write(model: Detr, cfg: CfgNode, output: str, format: str) -> Description:
+    described: list[Description] = []
+
+    def write(folder: str) -> None:
+        for part in parts(model):
+            write_graph(format, part, folder)
+        description = Description(
+            format=format,
+            device=model.device.type,
+            masks=model.mask_head is not None,
+            is_thing=model.postprocessor.is_thing.tolist(),
+            size_divisibility=model.backbone.size_divisibility,
+            padding_constraints=dict(model.backbone.padding_constraints),
+            files={name: os.path.getsize(os.path.join(folder, name)) for name in sorted(os.listdir(folder))},
+            dtype="float32",
+            weights=os.path.basename(cfg.MODEL.WEIGHTS),
+            versions={name: importlib.metadata.version(name) for name in ("torch", *PACKAGES[format])},
+            checked=[],
+        )
+        with open(os.path.join(folder, CONFIG), "w", encoding="utf-8") as file:
+            file.write(_config_of_export(cfg, os.path.abspath(output)).dump())
+        description.write(folder)
+        description.checked = check(load(folder, model.device), model)
+        description.write(folder)
+        described.append(description)
+
+    save_folder(write, output)
+    return described[0]
+
+
+def _config_of_export(cfg: CfgNode, folder: str) -> CfgNode:
+    """What differs from the defaults, so that other versions of Detectron2, with other keys, can read it."""
+    cfg = cfg.clone()
+    cfg.MODEL.META_ARCHITECTURE = "ExportedDetr"
+    cfg.MODEL.DETR.EXPORTED = folder
+    cfg.MODEL.WEIGHTS = cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
+    defaults = get_cfg()
+    add_detr_config(defaults)
+    del cfg["SOLVER"]  # training's
+    changed = _changed(cfg, defaults)
+    changed.VERSION = cfg.VERSION  # else Detectron2 guesses it
+    return changed
+
+
+def _changed(cfg: CfgNode, defaults: CfgNode) -> CfgNode:
+    found = CfgNode()
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            inner = _changed(value, defaults[key])
+            if inner:
+                found[key] = inner
+        elif value != defaults[key]:
+            found[key] = value
+    return found

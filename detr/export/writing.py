@@ -1,0 +1,99 @@
+"""A graph in each of the formats, from a module and an example of its inputs."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch.export import Dim
+
+from detr.errors import InputError
+from detr.export.networks import Part
+from detr.modeling.runtimes import SUFFIXES, package
+
+# The packages that a format is written and then checked with; their versions are noted.
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+    "torchscript": (),
+    "torch_export": (),
+}
+
+
+def check_packages(format: str) -> None:
+    """Raises InputError where a package that the format needs is missing."""
+    for name in PACKAGES[format]:
+        package(name, format)
+
+
+def write_graph(format: str, part: Part, folder: str) -> None:
+    """Writes ``part`` into the folder, in one or two files named after it.
+
+    Raises InputError where the exporter cannot take the module.
+    """
+    path = os.path.join(folder, part.name + SUFFIXES[format])
+    writer = {"onnx": _onnx, "openvino": _openvino, "torchscript": _torchscript, "torch_export": _torch_export}[format]
+    try:
+        with torch.no_grad(), _quiet():
+            writer(part, path)
+    except OSError:  # a full disk, told by who owns the folder
+        raise
+    except Exception as error:  # each exporter has errors of its own
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
+        raise InputError(f"this model's {part.name} cannot be exported as {format} ({reason})") from error
+
+
+def _torchscript(part: Part, path: str) -> None:
+    # Traced, not scripted: Detectron2's backbones cannot be scripted. That no size is baked in is checked afterwards.
+    traced = torch.jit.trace(part.module, part.example, check_trace=False)  # type: ignore[no-untyped-call]
+    torch.jit.save(torch.jit.freeze(traced), path)  # type: ignore[no-untyped-call]
+
+
+def _program(part: Part) -> torch.export.ExportedProgram:
+    shapes = {name: dict.fromkeys(axes, Dim.DYNAMIC) for name, axes in part.axes.items()}
+    return torch.export.export(part.module, part.example, dynamic_shapes=shapes)
+
+
+def _torch_export(part: Part, path: str) -> None:
+    torch.export.save(_program(part), path)
+
+
+def _onnx(part: Part, path: str) -> None:
+    program = torch.onnx.export(
+        _program(part), dynamo=True, input_names=list(part.axes), output_names=part.outputs, verbose=False
+    )
+    assert program is not None
+    program.save(path)
+
+
+def _openvino(part: Part, path: str) -> None:
+    openvino = package("openvino", "openvino")
+    model = openvino.convert_model(part.module, example_input=part.example)
+    for port, (name, axes), example in zip(model.inputs, part.axes.items(), part.example, strict=True):
+        port.get_tensor().set_names({name})
+        shape = [-1 if axis in axes else length for axis, length in enumerate(example.shape)]
+        port.get_node().set_partial_shape(openvino.PartialShape(shape))
+    for port, name in zip(model.outputs, part.outputs, strict=True):
+        port.get_tensor().set_names({name})
+    model.validate_nodes_and_infer_types()
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters say on every model; errors pass."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+        # Tracing warns wherever a size meets Python. Whether one was baked in, other sizes tell.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        # Of weights whose memory is in another order, as convolutions have it here.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group", category=UserWarning)
+        folding = logging.getLogger("onnxscript")
+        level = folding.level
+        folding.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            folding.setLevel(level)

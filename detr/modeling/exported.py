@@ -1,0 +1,209 @@
+"""``ExportedDetr``: a DETR whose network is a graph in a file, and all else as in ``Detr``.
+
+N  images, H x W their padded size in pixels
+Q  object queries, K classes without no-object
+"""
+
+import functools
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from detr.errors import InputError
+from detr.modeling.mask_head import ROWS_AT_ONCE, SharedMaps
+from detr.modeling.postprocessing import PanopticSettings, Postprocessor
+from detr.modeling.preprocessing import normalised_batch, per_channel
+from detr.modeling.runtimes import FORMATS, SUFFIXES, Graph, open_graph
+
+DESCRIPTION = "export.json"  # in the folder of an exported model
+LAYOUT = 1  # of that folder; another number is a later version's
+NETWORK, MASK_DECODER = "network", "mask_decoder"
+
+
+@dataclass
+class Description:
+    """What an exported folder says of itself, besides its config.
+
+    format: one of ``FORMATS``
+    device: where a TorchScript graph runs, "cpu" or "cuda"; the other formats run anywhere
+    masks: whether there is a mask decoder
+    is_thing: for each of the K classes
+    size_divisibility, padding_constraints: of the backbone
+    files: the size in bytes of each file of the graphs
+    dtype: of images, logits, boxes and masks
+    weights: the name of what was exported
+    versions: of the packages that took part
+    checked: for each batch that the graphs were compared on, the images' sizes and the largest differences
+    """
+
+    format: str
+    device: str
+    masks: bool
+    is_thing: list[bool]
+    size_divisibility: int
+    padding_constraints: dict[str, int]
+    files: dict[str, int]
+    dtype: str
+    weights: str
+    versions: dict[str, str]
+    checked: list[dict[str, Any]]
+    layout: int = LAYOUT
+
+    def write(self, folder: str) -> None:
+        with open(os.path.join(folder, DESCRIPTION), "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=2)
+            file.write("\n")
+
+    @classmethod
+    def read(cls, folder: str) -> "Description":
+        """Raises InputError for a folder that is missing, is no exported model, or is not whole."""
+        path = os.path.join(folder, DESCRIPTION)
+        if not os.path.isfile(path):
+            raise InputError(
+                f"MODEL.DETR.EXPORTED {folder!r} is no exported model, for it has no {DESCRIPTION}: name the folder "
+                "that tools/export_model.py wrote; was it moved?"
+            )
+        try:
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+            if content.get("layout") != LAYOUT:
+                raise InputError(f"{path} has the layout {content.get('layout')}, not {LAYOUT}: export the model again")
+            found = cls(**content)
+            if found.format not in FORMATS:
+                raise ValueError(f"the format is {found.format}")
+        except InputError:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is damaged ({error}): export the model again") from error
+        for name, size in found.files.items():
+            file_path = os.path.join(folder, name)
+            if not os.path.isfile(file_path):
+                raise InputError(f"{folder} lacks {name}: copy the whole folder, or export the model again")
+            if os.path.getsize(file_path) != size:
+                raise InputError(
+                    f"{file_path} has {os.path.getsize(file_path)} bytes, not the {size} that were written: copy it "
+                    "again, or export the model again"
+                )
+        return found
+
+
+@META_ARCH_REGISTRY.register()
+class ExportedDetr(nn.Module):
+    """Runs the graphs of an exported ``Detr`` behind Detectron2's contract; it has no parameters of torch's."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        network: Graph,
+        mask_decoder: Graph | None,
+        postprocessor: Postprocessor,
+        size_divisibility: int,
+        padding_constraints: dict[str, int],
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+    ) -> None:
+        """network: images (N, 3, H, W) and sizes (N, 2) -> logits (N, Q, K + 1), boxes (N, Q, 4) and, with masks, the
+            five tensors of ``SharedMaps``
+        mask_decoder: the rows' maps (see ``SharedMaps.rows``) -> mask logits (R, h, w); None for boxes alone
+        size_divisibility, padding_constraints: of the backbone
+        pixel_mean, pixel_std: of the image's channels, in the range 0..255
+        """
+        super().__init__()
+        self.network = network
+        self.mask_decoder = mask_decoder
+        self.postprocessor = postprocessor
+        self.size_divisibility = size_divisibility
+        self.padding_constraints = padding_constraints
+        self.register_buffer("pixel_mean", per_channel(pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", per_channel(pixel_std), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Opens the folder ``MODEL.DETR.EXPORTED``. Raises InputError where it does not fit the config."""
+        folder, keys = cfg.MODEL.DETR.EXPORTED, cfg.MODEL.DETR
+        description = Description.read(folder)
+        if cfg.MODEL.WEIGHTS:
+            raise InputError(
+                f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}, but an exported model has its weights in its graph: leave it "
+                "empty, and export other weights anew"
+            )
+        for key, value, exported in (
+            ("MODEL.MASK_ON", cfg.MODEL.MASK_ON, description.masks),
+            ("MODEL.DETR.NUM_CLASSES", keys.NUM_CLASSES, len(description.is_thing)),
+        ):
+            if value != exported:
+                raise InputError(f"{key} is {value}, but {folder} was exported with {exported}: leave it so")
+        if keys.PANOPTIC.ENABLED and not description.masks:
+            raise InputError(f"MODEL.DETR.PANOPTIC.ENABLED is True, which wants masks, but {folder} has boxes alone")
+        device = torch.device(description.device if description.format == "torchscript" else cfg.MODEL.DEVICE)
+        if description.device == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                f"{folder} was traced on a GPU, and there is none: export it again with MODEL.DEVICE cpu, or in "
+                "another format"
+            )
+
+        def graph(name: str) -> Graph:
+            return open_graph(description.format, os.path.join(folder, name + SUFFIXES[description.format]), device)
+
+        panoptic = PanopticSettings(keys.PANOPTIC.SCORE_THRESHOLD, keys.PANOPTIC.MIN_AREA, keys.PANOPTIC.STUFF_MERGE)
+        return {
+            "network": graph(NETWORK),
+            "mask_decoder": graph(MASK_DECODER) if description.masks else None,
+            "postprocessor": Postprocessor(
+                is_thing=description.is_thing,
+                score_threshold=keys.INSTANCE_SCORE_THRESHOLD,
+                panoptic=panoptic if keys.PANOPTIC.ENABLED else None,
+            ),
+            "size_divisibility": description.size_divisibility,
+            "padding_constraints": description.padding_constraints,
+            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are normalised and results come to; the graph may run elsewhere (see ``open_graph``)."""
+        return self.pixel_mean.device
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As ``Detr.forward`` in inference. Raises InputError in training mode."""
+        if self.training:
+            raise InputError("an exported model cannot be trained: call eval() on it, or train what it comes from")
+        images = self.preprocess(batched_inputs)
+        logits, boxes, *maps = self.predict(images)
+        masks_of = None
+        if self.mask_decoder is not None:
+            masks_of = functools.partial(self.masks, SharedMaps(*maps))
+        return self.postprocessor.of_batch(logits, boxes, masks_of, batched_inputs, images)
+
+    def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """The normalised and padded batch (see ``normalised_batch``)."""
+        return normalised_batch(
+            batched_inputs, self.pixel_mean, self.pixel_std, self.size_divisibility, self.padding_constraints
+        )
+
+    def predict(self, images: ImageList) -> tuple[Tensor, ...]:
+        """The network's outputs: logits (N, Q, K + 1), boxes (N, Q, 4) and, with masks, the shared maps."""
+        sizes = torch.tensor(images.image_sizes, device=images.tensor.device)
+        return self.network(images.tensor, sizes)
+
+    def masks(self, maps: SharedMaps, index: int, queries: Tensor) -> Tensor:
+        """Mask logits (R, h, w) of queries (R,) of one of the images."""
+        assert self.mask_decoder is not None
+        if not len(queries):
+            return maps.fine.new_empty(0, *maps.fine.shape[-2:])
+        of_image = SharedMaps(*(x[index : index + 1] for x in maps))
+        chunks = queries.split(ROWS_AT_ONCE)
+        return torch.cat([self.mask_decoder(*of_image.rows(torch.zeros_like(x), x))[0] for x in chunks])
