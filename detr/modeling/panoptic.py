@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-MASKS_AT_ONCE = 10  # a COCO image's mask logits at the input's size are 4 MB in float32
+MASKS_AT_ONCE = 8  # a COCO image's mask logits at the input's size are 4 MB in float32
 ROWS_AT_ONCE = 64  # of an image, when its pixels are given to queries
 STUFF_MERGES = ("original", "exact")
 
@@ -72,7 +72,7 @@ def panoptic_segmentation(
         itself = torch.arange(len(kept), device=device)
         first = _first_of_segment(labels[kept], is_thing) if merge else itself
         segments = first[_best(logits, kept)]
-        segments = segments[row_of[:, None], column_of]  # (height, width)
+        segments = segments[row_of][:, column_of]  # (height, width)
         areas = _count(segments, len(kept))
         merge = stuff_merge == "exact"
         large = ((areas[first] if merge else areas) > min_area).nonzero()[:, 0]
@@ -107,16 +107,23 @@ def _upsampled(mask_logits: Tensor, padded_size: tuple[int, int], rows: Tensor, 
     logits = torch.empty(len(rows), len(columns), len(mask_logits), dtype=torch.float32, device=mask_logits.device)
     for chunk, part in zip(mask_logits.split(MASKS_AT_ONCE), logits.split(MASKS_AT_ONCE, dim=-1), strict=True):
         x = F.interpolate(chunk[:, None].float(), size=padded_size, mode="bilinear", align_corners=False)
-        x = x[:, 0].index_select(1, rows).index_select(2, columns)
+        x = _chosen(_chosen(x[:, 0], 1, rows), 2, columns)
         part.copy_(x.permute(1, 2, 0))
     return logits
+
+
+def _chosen(x: Tensor, dim: int, indices: Tensor) -> Tensor:
+    """x.index_select(dim, indices), for ascending ``indices`` that occur once each."""
+    if len(indices) == x.shape[dim]:  # then they are all
+        return x
+    return x.index_select(dim, indices)
 
 
 def _best(logits: Tensor, kept: Tensor) -> Tensor:
     """logits: (H', W', R). Returns (H', W') positions in ``kept``, which holds some of the R queries."""
     # Softmax changes no order, but it rounds: of near-equal logits the first query wins, as in the original.
     parts = logits.split(ROWS_AT_ONCE)
-    return torch.cat([part.index_select(-1, kept).softmax(-1).argmax(-1) for part in parts])
+    return torch.cat([_chosen(part, -1, kept).softmax(-1).argmax(-1) for part in parts])
 
 
 def _first_of_segment(labels: Tensor, is_thing: Tensor) -> Tensor:

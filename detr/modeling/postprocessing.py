@@ -155,7 +155,9 @@ def instance_masks(logits: Tensor, padded_size: Size, image_size: Size, size: Si
     masks = torch.empty(len(logits), *size, dtype=torch.bool, device=logits.device)
     for chunk, mask in zip(logits.split(MASKS_AT_ONCE), masks.split(MASKS_AT_ONCE), strict=True):
         x = F.interpolate(chunk[:, None].float(), size=padded_size, mode="bilinear", align_corners=False)
-        x = F.interpolate(x[..., :height, :width], size=size, mode="nearest")
+        x = x[..., :height, :width]
+        if size != image_size:
+            x = F.interpolate(x, size=size, mode="nearest")
         # Not x > 0: the sigmoid of a logit between 0 and 1e-7 is rounded to a half.
         mask.copy_((x.sigmoid() > 0.5)[:, 0])
     return masks
