@@ -60,7 +60,7 @@ def _parse() -> argparse.Namespace:
 
 def _measure(parts: list[str], topics: list[str], settings: "Settings") -> int:
     """Writes after each part: an interrupted run keeps what it has. Returns 1 where outputs disagreed."""
-    from benchmarks import growth, picture, report
+    from benchmarks import growth, picture, report, roofline
     from benchmarks.parts import PARTS
     from benchmarks.timing import Disagreement, Unavailable
 
@@ -69,7 +69,7 @@ def _measure(parts: list[str], topics: list[str], settings: "Settings") -> int:
     for name in parts:
         part, start = PARTS[name], time.perf_counter()
         try:
-            found = report.row(part, part.run(settings), where)
+            found = report.row(part, part.run(settings), where, roofline.bound(name, settings))
         except Unavailable as reason:
             found = report.missing_row(part, str(reason), where)
         except Disagreement as reason:

@@ -48,8 +48,11 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def row(part: Part, result: Result, where: Mapping[str, Any]) -> dict[str, Any]:
-    """One part's entry in results.json. The ratio that counts is that to the first peer."""
+def row(part: Part, result: Result, where: Mapping[str, Any], bound: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One part's entry in results.json. The ratio that counts is that to the first peer.
+
+    bound: what the machine allows (see ``roofline.bound``)
+    """
     (_, ours), *peers = result.samples.items()
     against = {peer: {**_numbers(sample), "ratio": ratio(ours, sample, result.unit)} for peer, sample in peers}
     first = peers[0][0]
@@ -63,6 +66,7 @@ def row(part: Part, result: Result, where: Mapping[str, Any]) -> dict[str, Any]:
         "peers": against,
         "agreement": result.agreement,
         "note": result.note,
+        "bound": bound,
         "date": today(),
         **where,
     }
@@ -114,6 +118,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         summary_table(rows),
         "## Against each peer",
         _peer_table(rows, runs),
+        *_limits(rows),
         "## What was run",
         *(_legend(name, found) for name, found in rows.items()),
     ]
@@ -167,6 +172,27 @@ def _peer_table(rows: Mapping[str, Mapping[str, Any]], runs: Mapping[str, str]) 
         for peer, found in row["peers"].items():
             body.append(["", peer, _spread(found, unit), f"{found['ratio']:.2f} x", found["repeats"], letter])
     return _table(body, ["work", "who", "median (lowest to highest)", "ratio", "turns", "run"])
+
+
+def _limits(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the CPU itself allows, for the rows that are about products."""
+    body = []
+    for row in rows.values():
+        if bound := row.get("bound"):
+            seconds, ours = bound["seconds"], row["ours"]["median"]
+            peer = next(iter(row["peers"].values()))["median"]
+            rate = f"{bound['peak']:.0f} GFLOP/s ({bound['dtype']})"
+            numbers = (f"{bound['gflop']:.0f}", rate, _seconds(seconds), _seconds(ours), f"{seconds / ours:.0%}")
+            body.append([row["work"], *numbers, f"{peer / seconds:.2f} x", row["goal"]])
+    if not body:
+        return []
+    intro = (
+        "The products of a row (two operations each) at the highest rate that this CPU was seen to reach, in a 3 x 3 "
+        "convolution by oneDNN. No code gets below that time, so that no ratio to the goal's peer gets above the one "
+        "beside the goal. Norms, softmax, upsampling, memory and Python come on top."
+    )
+    head = ["work", "GFLOP", "highest rate", "takes at least", "ours", "of the highest rate", "ratio at most", "goal"]
+    return ["## What the machine allows", intro, _table(body, head)]
 
 
 def _spread(found: Mapping[str, Any], unit: str) -> str:

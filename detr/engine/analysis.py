@@ -21,6 +21,7 @@ from detr.engine.setup import check_names
 from detr.errors import InputError
 from detr.modeling.matcher import Matches, Targets
 from detr.modeling.meta_arch import Detr
+from detr.modeling.postprocessing import Postprocessor
 
 # By the names of checkpoints; the longest that fits counts, and what fits none is "other". In order of execution.
 PARTS = {
@@ -56,11 +57,13 @@ class Part:
 @dataclass
 class Analysis:
     """parts: by name, in the order in which they run; checkpoint: bytes of the weights in a checkpoint;
-    unseen_macs: those of the authors' code that fvcore does not see"""
+    unseen_macs: those of the authors' code that fvcore does not see; training_macs: of a whole training step, forward
+    and backward"""
 
     parts: dict[str, Part]
     checkpoint: int
     unseen_macs: int
+    training_macs: int
 
     @property
     def total(self) -> Part:
@@ -125,6 +128,7 @@ def _analyze(model: Detr, size: tuple[int, int], batch: int, objects: int, queri
     with meta_like_gpu():
         inputs = [training_input(size, objects) for _ in range(batch)]
         kept = count_kept(model.train(), part_of, lambda: model(inputs))
+        training = count_macs(model, part_of, lambda: sum(model(inputs).values()).backward())
         model.eval().requires_grad_(False)  # torch's counter cannot follow parameters under no_grad
         macs = count_macs(model, part_of, lambda: model(inputs[:1]))
         hook.remove()
@@ -135,6 +139,7 @@ def _analyze(model: Detr, size: tuple[int, int], batch: int, objects: int, queri
         parts={name: part for name, part in parts.items() if part != Part()},
         checkpoint=sum(x.numel() * x.element_size() for x in model.state_dict().values()),
         unseen_macs=unseen,
+        training_macs=training.total(),
     )
 
 
@@ -210,11 +215,11 @@ class _FirstQueries(nn.Module):
         return Matches(*torch.tensor(pairs, dtype=torch.int64, device=logits.device).view(-1, 4).unbind(1))
 
 
-class _MasksAlone(nn.Module):
+class _MasksAlone(Postprocessor):
     """In the postprocessor's place: asks for the masks of so many queries, and does nothing with them."""
 
     def __init__(self, queries: int) -> None:
-        super().__init__()
+        super().__init__(is_thing=[True])
         self.queries = queries
 
     def forward(

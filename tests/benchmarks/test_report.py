@@ -40,6 +40,14 @@ def test_memory_wants_a_small_share():
     assert row["reached"]
 
 
+def test_the_limits_say_what_the_machine_allows():
+    bound = {"gflop": 200.0, "dtype": "float32", "peak": 160.0, "seconds": 1.25}
+    text = report.markdown(results(inference=report.row(PARTS["inference"], RESULT, WHERE, bound)))
+    line = next(line for line in text.splitlines() if "160 GFLOP/s (float32)" in line)
+    assert [cell.strip() for cell in line.strip("|").split("|")][3:] == ["1.25 s", "2 s", "62%", "4.00 x", ">= 1.8 x"]
+    assert "What the machine allows" not in report.markdown(results(losses=report.row(PARTS["losses"], RESULT, WHERE)))
+
+
 def test_a_part_alone_refreshes_only_its_row():
     old = report.row(PARTS["inference"], RESULT, WHERE)
     before = {"rows": {"inference": old, "losses": report.row(PARTS["losses"], RESULT, WHERE)}, "growth": {"area": {}}}
