@@ -22,13 +22,13 @@ STEPS = 3  # the first makes AdamW's averages, so that the second is the first w
 
 
 def main() -> None:
-    side, *numbers = sys.argv[1:]
+    side, *numbers = sys.argv[1:6]
     images, height, width, threads = map(int, numbers)
     torch.set_num_threads(threads)
     load_oracle()  # an import, too
     before = _peak()
     batch = Batch(images, height, width)
-    step = _step(side, batch)
+    step = _step(side, batch, tuple(sys.argv[6:]))
     with EventStorage():
         for _ in range(STEPS):
             step()
@@ -37,11 +37,11 @@ def main() -> None:
     print(json.dumps({"process": taken, "tensors": tensors}))
 
 
-def _step(side: str, batch: Batch) -> Step:
+def _step(side: str, batch: Batch, checkpointed: tuple[str, ...]) -> Step:
     if side == "original":
         model, criterion, _ = build_original("detr_R_50")
         return original_step(model, criterion, batch)
-    cfg = config("detr_R_50")
+    cfg = config("detr_R_50", "MODEL.DETR.ACTIVATION_CHECKPOINT", checkpointed)
     return our_step(build_model(cfg), cfg, batch)
 
 

@@ -27,6 +27,7 @@ from tests.parity.pairs import converted
 
 OBJECTS = 10  # an image, in a training step
 LOSS_BOUND = 1e-3  # of the total loss, relative, without dropout
+CHECKPOINTED = (("transformer",), ("backbone", "transformer"))  # what else a user may choose
 CLIP, RATE, BACKBONE_RATE, DECAY = 0.1, 1e-4, 1e-5, 1e-4  # the original's recipe
 Step = Callable[[], Any]
 
@@ -158,14 +159,24 @@ def peak_memory(settings: Settings) -> Result:
     values: dict[str, list[dict[str, float]]] = {"ours": [], "original": []}
     for _ in range(settings.repeats):
         for name, found in values.items():
-            command = [sys.executable, "-m", "benchmarks.memory", name, *map(str, batch_size(settings))]
-            done = subprocess.run([*command, str(settings.threads)], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"the measurement of {name} failed: {done.stderr[-2000:]}")
-            found.append(json.loads(done.stdout.splitlines()[-1]))
+            found.append(_memory(name, settings))
     samples = {name: Sample(tuple(x["process"] for x in found)) for name, found in values.items()}
     tensors = ", ".join(f"{name} {found[0]['tensors']:.0f} MiB" for name, found in values.items())
-    return Result(samples, unit="MiB", note=f"peak of tensors alone that one step adds, by torch's profiler: {tensors}")
+    notes = [f"peak of tensors alone that one step adds, by torch's profiler: {tensors}"]
+    for parts in CHECKPOINTED:
+        taken = tuple(_memory("ours", settings, parts)["process"] for _ in range(min(settings.repeats, 3)))
+        share = Sample(taken).median / samples["original"].median
+        notes.append(f"ours with MODEL.DETR.ACTIVATION_CHECKPOINT {parts}: {share:.2f} x original")
+    return Result(samples, unit="MiB", note="; ".join(notes))
+
+
+def _memory(side: str, settings: Settings, checkpointed: tuple[str, ...] = ()) -> dict[str, float]:
+    numbers = map(str, (*batch_size(settings), settings.threads))
+    command = [sys.executable, "-m", "benchmarks.memory", side, *numbers, *checkpointed]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the measurement of {side} failed: {done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def losses(settings: Settings) -> Result:
