@@ -7,7 +7,6 @@ operators that torch's own compiler uses. Parameters, buffers and their names st
     N  images, C channels, H x W their size at the layer in question
 """
 
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +18,11 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from detr.modeling.remembered import Remembered
+
+_NORMS: Remembered[tuple[Tensor, Tensor]] = Remembered()
+_WEIGHTS: Remembered[tuple[Tensor, Tensor]] = Remembered()
 
 
 def fold_frozen_norms(backbone: Backbone) -> None:
@@ -67,8 +71,13 @@ class FoldedConv(Conv2d):
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """What the norm does to a channel, (C,) each."""
         norm = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return scale, norm.bias - norm.running_mean * scale
+        sources = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+
+        def compute() -> tuple[Tensor, Tensor]:
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            return scale, norm.bias - norm.running_mean * scale
+
+        return _NORMS.recall(self, sources, compute)
 
     def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution."""
@@ -77,7 +86,7 @@ class FoldedConv(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C_in, H, W). Returns the norm's output (N, C, H', W')."""
-        _MEMORY.pop(self, None)  # what runs here is not fused: a training needs the room
+        _WEIGHTS.forget(self)  # what runs here is not fused: a training needs the room
         x = x.to(_compute_dtype(x))
         if torch.is_grad_enabled() and self.weight.requires_grad:
             scale, shift = self.scale_and_shift()
@@ -156,7 +165,7 @@ _FOLDED: dict[type[nn.Module], type[nn.Module]] = {
 
 def _convolve(conv: FoldedConv, x: Tensor, relu: bool) -> Tensor:
     x = x.to(_compute_dtype(x))
-    weight, bias = _remembered(conv, x.dtype)
+    weight, bias = _folded(conv, x.dtype)
     geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
     return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
         x, weight, bias, *geometry, "relu" if relu else "none", [], ""
@@ -170,35 +179,20 @@ def _add(block: Any, conv: FoldedConv, inner: Tensor, x: Tensor) -> Tensor:
     else:
         onto = x if _is_unseen(block) else x.clone()
         onto = onto.to(inner.dtype)
-    weight, bias = _remembered(conv, inner.dtype)
+    weight, bias = _folded(conv, inner.dtype)
     geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
     return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
         onto, inner, weight, bias, *geometry, "add", 1.0, "relu", [], ""
     )
 
 
-# Beside the modules, not in them: copies and files of a model are without it.
-_MEMORY: weakref.WeakKeyDictionary[FoldedConv, tuple[Any, tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
-
-
-def _remembered(conv: FoldedConv, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``conv.folded(dtype)`` from the last call, unless something has changed since: it takes 2 to 4 % of the time."""
-    norm = conv.norm
-    sources = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    if any(x.is_inference() for x in sources):  # torch does not count their changes
-        return conv.folded(dtype)
-    # What is written through `.data` is not counted either: whoever does that, writes the first filter too.
-    state = (
-        dtype,
-        *((x.data_ptr(), x._version) for x in sources),
-        conv.weight[0].sum().item(),
-        norm.running_mean.sum().item(),
-    )
-    known, folded = _MEMORY.get(conv, (None, None))
-    if folded is None or known != state:
-        folded = conv.folded(dtype)
-        _MEMORY[conv] = state, folded
-    return folded
+def _folded(conv: FoldedConv, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``conv.folded(dtype)``, remembered: to fold and cast all weights takes 2 to 4 % of a forward pass on the CPU."""
+    # torch does not count what is written through `.data`, as averages of weights are. Whoever does that writes the
+    # first filter too, and to look at it costs nothing on the CPU, where nobody has to be waited for.
+    seen = conv.weight.detach()[0].sum().item()
+    sources = (conv.weight, *conv.scale_and_shift())
+    return _WEIGHTS.recall(conv, sources, lambda: conv.folded(dtype), also=(dtype, seen))
 
 
 def _is_unseen(block: Any) -> bool:

@@ -139,6 +139,39 @@ def test_new_weights_and_statistics_count_at_once(tiny_config):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("how", ["in place", "data", "assigned", "double and back"])
+def test_changes_of_a_model_that_stays_in_evaluation_count_too(tiny_config, how):
+    """Averages of weights are written so, behind torch's back some of them."""
+    plain = plain_resnet(tiny_config).eval()
+    resnet = folded(plain)
+    resnet(image())
+    for p in plain.parameters():
+        p.mul_(1.1)
+    for p, new in zip(resnet.parameters(), plain.parameters(), strict=True):
+        if how == "in place":
+            p.copy_(new)
+        elif how == "data":
+            p.data.copy_(new)
+        else:
+            p.data = new.clone()
+    if how == "assigned":
+        resnet.load_state_dict(copy.deepcopy(plain.state_dict()), assign=True)
+    if how == "double and back":
+        assert_close(resnet.double()(image(dtype=torch.float64)), plain.double()(image(dtype=torch.float64)), 1e-12)
+        resnet.float()
+        plain.float()
+    assert_close(resnet(image()), plain(image()))
+
+
+def test_a_training_follows_on_inference_mode(tiny_config):
+    resnet = folded(plain_resnet(tiny_config)).eval()
+    with torch.inference_mode():
+        resnet(image())
+    resnet.train()(image())["res5"].sum().backward()
+    assert all(p.grad is not None for p in resnet.parameters() if p.requires_grad)
+
+
+@torch.no_grad()
 def test_hooks_see_what_they_would_see(tiny_config):
     plain = plain_resnet(tiny_config)
     resnet = folded(plain)
