@@ -19,11 +19,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from detr.modeling.remembered import Remembered
-
-_NORMS: Remembered[tuple[Tensor, Tensor]] = Remembered()
-_WEIGHTS: Remembered[tuple[Tensor, Tensor]] = Remembered()
-
 
 def fold_frozen_norms(backbone: Backbone) -> None:
     """Makes every ResNet inside ``backbone`` a folded one, in place, where its norms are frozen.
@@ -34,11 +29,9 @@ def fold_frozen_norms(backbone: Backbone) -> None:
         if isinstance(resnet, ResNet):
             _fold(resnet.stem)
             for stage in resnet.stages:
-                source = None
-                for block in stage:
-                    if _fold(block):
-                        block.source = (source,)  # in a tuple, it is no child module
-                    source = block
+                folded = [_fold(block) for block in stage]
+                if all(folded) and type(stage) is nn.Sequential:
+                    stage.__class__ = FoldedStage
             resnet.to(memory_format=torch.channels_last)  # what oneDNN and cuDNN like best
 
 
@@ -71,13 +64,8 @@ class FoldedConv(Conv2d):
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """What the norm does to a channel, (C,) each."""
         norm = self.norm
-        sources = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-
-        def compute() -> tuple[Tensor, Tensor]:
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            return scale, norm.bias - norm.running_mean * scale
-
-        return _NORMS.recall(self, sources, compute)
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return scale, norm.bias - norm.running_mean * scale
 
     def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution."""
@@ -86,7 +74,8 @@ class FoldedConv(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C_in, H, W). Returns the norm's output (N, C, H', W')."""
-        _WEIGHTS.forget(self)  # what runs here is not fused: a training needs the room
+        if _is_watched() or _has_hooks(self.norm):
+            return super().forward(x)  # type: ignore[no-any-return]
         x = x.to(_compute_dtype(x))
         if torch.is_grad_enabled() and self.weight.requires_grad:
             scale, shift = self.scale_and_shift()
@@ -99,10 +88,13 @@ class _ScaledConvolution(torch.autograd.Function):
     """conv(x, w * scale) + shift, of which x and w alone are kept for the gradient, and not their product."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geometry: Any) -> Tensor:
-        ctx.save_for_backward(x, weight, scale)
-        ctx.geometry = geometry
+    def forward(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geometry: Any) -> Tensor:
         return F.conv2d(x, (weight * scale[:, None, None, None]).to(x.dtype), shift.to(x.dtype), *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, scale, _, ctx.geometry = inputs
+        ctx.save_for_backward(x, weight, scale)
 
     @staticmethod
     @once_differentiable
@@ -122,38 +114,37 @@ class _ScaledConvolution(torch.autograd.Function):
 class _Folded:
     """What the folded blocks share."""
 
-    # The block before this one in its stage, which alone reads this one's input; (None,) for the first.
-    source: tuple[nn.Module | None] = (None,)
     # Whether the block's insides are computed again for the gradient instead of being kept.
     checkpointed = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """overwrite: whether the block may write over x, because nobody else holds it."""
         if _is_fusible(self, x):  # type: ignore[arg-type]
             with torch.no_grad():
-                return self.fused(x)
+                return self.fused(x, overwrite)
         plain = super().forward  # type: ignore[misc]
         if self.checkpointed and torch.is_grad_enabled():
-            return checkpoint(plain, x, use_reentrant=False)  # type: ignore[no-any-return]
+            return checkpoint(plain, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
         return plain(x)  # type: ignore[no-any-return]
 
-    def fused(self, x: Tensor) -> Tensor:
+    def fused(self, x: Tensor, overwrite: bool) -> Tensor:
         raise NotImplementedError
 
 
 class FoldedStem(_Folded, BasicStem):
-    def fused(self, x: Tensor) -> Tensor:
+    def fused(self, x: Tensor, overwrite: bool) -> Tensor:
         return F.max_pool2d(_convolve(self.conv1, x, relu=True), kernel_size=3, stride=2, padding=1)
 
 
 class FoldedBasicBlock(_Folded, BasicBlock):
-    def fused(self, x: Tensor) -> Tensor:
-        return _add(self, self.conv2, _convolve(self.conv1, x, relu=True), x)
+    def fused(self, x: Tensor, overwrite: bool) -> Tensor:
+        return _add(self, self.conv2, _convolve(self.conv1, x, relu=True), x, overwrite)
 
 
 class FoldedBottleneck(_Folded, BottleneckBlock):
-    def fused(self, x: Tensor) -> Tensor:
+    def fused(self, x: Tensor, overwrite: bool) -> Tensor:
         inner = _convolve(self.conv2, _convolve(self.conv1, x, relu=True), relu=True)
-        return _add(self, self.conv3, inner, x)
+        return _add(self, self.conv3, inner, x, overwrite)
 
 
 _FOLDED: dict[type[nn.Module], type[nn.Module]] = {
@@ -163,42 +154,38 @@ _FOLDED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+class FoldedStage(nn.Sequential):
+    """The blocks of a stage: what one of them returns, the next one alone reads, and may write over."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Hooks may keep what they are shown.
+        watched = _is_watched() or any(map(_has_hooks, self))
+        for i, block in enumerate(self):
+            x = block(x, overwrite=i > 0 and not watched)
+        return x
+
+
 def _convolve(conv: FoldedConv, x: Tensor, relu: bool) -> Tensor:
     x = x.to(_compute_dtype(x))
-    weight, bias = _folded(conv, x.dtype)
+    weight, bias = conv.folded(x.dtype)
     geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
     return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
         x, weight, bias, *geometry, "relu" if relu else "none", [], ""
     )
 
 
-def _add(block: Any, conv: FoldedConv, inner: Tensor, x: Tensor) -> Tensor:
+def _add(block: Any, conv: FoldedConv, inner: Tensor, x: Tensor, overwrite: bool) -> Tensor:
     """relu(conv(inner) + shortcut(x)), written over the shortcut: no further map is allocated."""
     if block.shortcut is not None:
         onto = _convolve(block.shortcut, x, relu=False)
     else:
-        onto = x if _is_unseen(block) else x.clone()
+        onto = x if overwrite else x.clone()
         onto = onto.to(inner.dtype)
-    weight, bias = _folded(conv, inner.dtype)
+    weight, bias = conv.folded(inner.dtype)
     geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
     return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
         onto, inner, weight, bias, *geometry, "add", 1.0, "relu", [], ""
     )
-
-
-def _folded(conv: FoldedConv, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``conv.folded(dtype)``, remembered: to fold and cast all weights takes 2 to 4 % of a forward pass on the CPU."""
-    # torch does not count what is written through `.data`, as averages of weights are. Whoever does that writes the
-    # first filter too, and to look at it costs nothing on the CPU, where nobody has to be waited for.
-    seen = conv.weight.detach()[0].sum().item()
-    sources = (conv.weight, *conv.scale_and_shift())
-    return _WEIGHTS.recall(conv, sources, lambda: conv.folded(dtype), also=(dtype, seen))
-
-
-def _is_unseen(block: Any) -> bool:
-    """Whether nobody but ``block`` holds its input: then it may be overwritten."""
-    (source,) = block.source
-    return source is not None and not _has_hooks(source) and not _has_hooks(block)
 
 
 def _is_fusible(block: nn.Module, x: Tensor) -> bool:
@@ -207,7 +194,12 @@ def _is_fusible(block: nn.Module, x: Tensor) -> bool:
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in block.parameters())):
         return False
     # Whoever hooks a convolution wants to see it run.
-    return x.numel() > 0 and _has_kernel(_compute_dtype(x)) and not any(map(_has_hooks, _insides(block)))
+    return (
+        x.numel() > 0
+        and _has_kernel(_compute_dtype(x))
+        and not _is_watched()
+        and not any(map(_has_hooks, _insides(block)))
+    )
 
 
 def _insides(block: nn.Module) -> Iterator[nn.Module]:
@@ -216,6 +208,11 @@ def _insides(block: nn.Module) -> Iterator[nn.Module]:
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _is_watched() -> bool:
+    """Whether there are hooks on all modules."""
+    return bool(torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks)
 
 
 def _has_kernel(dtype: torch.dtype) -> bool:
