@@ -1,7 +1,6 @@
 """COCO's box and mask AP of made-up detections: pycocotools beside hotcoco, which our evaluator counts with."""
 
 import contextlib
-import importlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from benchmarks.timing import Result, Settings, Unavailable, race, require, take_turns
+from benchmarks.timing import Result, Settings, race, require, take_turns
+from detr.engine.coco_evaluation import count
 
 CLASSES, HEIGHT, WIDTH = 80, 480, 640
 CORNERS = 12  # of the polygons that masks are
@@ -122,25 +122,8 @@ def count_pycocotools(data: Data) -> list[float]:
 
 
 def count_ours(data: Data) -> list[float]:
-    """The same by our evaluator's counter; by bare hotcoco where this project has none yet."""
-    try:
-        counter = importlib.import_module("detr.engine.coco_evaluation").count
-    except ImportError:
-        counter = _count_with_hotcoco
-    return [float(x) for task in TASKS for x in counter(data.truth, data.results, task).stats]
-
-
-def _count_with_hotcoco(truth: dict[str, Any], results: Sequence[dict[str, Any]], task: str) -> Any:
-    try:
-        hotcoco = importlib.import_module("hotcoco")
-    except ImportError as error:
-        raise Unavailable(f"hotcoco is not installed ({error})") from error
-    found = hotcoco.COCO(truth)
-    counted = hotcoco.COCOeval(found, found.loadRes(_results_of(results, task)), task)
-    counted.evaluate()
-    counted.accumulate()
-    counted.summary_lines()  # fills stats without printing
-    return counted
+    """The same by what our evaluator counts with."""
+    return [float(x) for task in TASKS for x in count(data.truth, data.results, task).stats]
 
 
 def check(outputs: dict[str, list[float]]) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import io
 import os
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+import detr.export
 from benchmarks.agreement import check_detections
 from benchmarks.contestants import (
     Detector,
@@ -51,8 +51,6 @@ def inference(settings: Settings) -> Result:
 
 def bfloat16(settings: Settings) -> Result:
     size = image_size(settings)
-    if "INFERENCE_DTYPE" not in our_config("detr_R_50", size[0]).MODEL.DETR:
-        raise Unavailable("there is no key MODEL.DETR.INFERENCE_DTYPE yet")
     contestants = {
         "ours": our_predictor(our_config("detr_R_50", size[0], "MODEL.DETR.INFERENCE_DTYPE", "bfloat16")),
         "original": original_predictor("detr_R_50", size[0]),
@@ -86,12 +84,6 @@ def openvino(settings: Settings) -> Result:
 def _exported(size: tuple[int, int], folder: str) -> Any:
     """Our model in OpenVINO, as tools/export_model.py writes it and detr.export loads it."""
     tool = CHECKOUT.parent / "tools" / "export_model.py"
-    try:
-        load = importlib.import_module("detr.export").load
-    except (ImportError, AttributeError) as error:
-        raise Unavailable(f"there is no detr.export.load yet ({error})") from error
-    if not tool.is_file():
-        raise Unavailable("there is no tools/export_model.py yet")
     file = os.path.join(folder, "config.yaml")
     with open(file, "w", encoding="utf-8") as stream:
         stream.write(our_config("detr_R_50", size[0], "MODEL.WEIGHTS", checkpoint("detr_R_50")).dump())
@@ -101,7 +93,7 @@ def _exported(size: tuple[int, int], folder: str) -> Any:
     done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unavailable(f"tools/export_model.py failed: {done.stderr.strip().splitlines()[-1:]}")
-    return load(output)
+    return detr.export.load(output)
 
 
 def _race(contestants: dict[str, Detector], settings: Settings, rounded: bool = False, note: str = "") -> Result:

@@ -112,8 +112,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         "# Results",
         "Written by `make bench`. A ratio above 1 is in our favour for times and rates: how many times longer the peer "
         "takes, or how many times more we do; for memory it is our share of the peer's. Medians, with the lowest and "
-        "highest value; contestants take turns in one process, after their outputs were found to agree. The ratio to "
-        "the goal's peer, the first one, is the one that counts.",
+        "highest value; contestants take turns in one process (for memory, each in one of its own), after their "
+        "outputs were found to agree, as far as is told below. The ratio to the goal's peer, the first one, is the one "
+        "that counts.",
         *(f"Run {letter}: {text}." for text, letter in runs.items()),
         summary_table(rows),
         "## Against each peer",
@@ -188,8 +189,8 @@ def _limits(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return []
     intro = (
         "The products of a row (two operations each) at the highest rate that this CPU was seen to reach, in a 3 x 3 "
-        "convolution by oneDNN. No code gets below that time, so that no ratio to the goal's peer gets above the one "
-        "beside the goal. Norms, softmax, upsampling, memory and Python come on top."
+        "convolution by oneDNN. With these multiplications that time is the least, and the ratio beside the goal the "
+        "most that can be had against the goal's peer. Norms, softmax, upsampling, memory and Python come on top."
     )
     head = ["work", "GFLOP", "highest rate", "takes at least", "ours", "of the highest rate", "ratio at most", "goal"]
     return ["## What the machine allows", intro, _table(body, head)]

@@ -209,8 +209,7 @@ def loss_contestants(images: int, objects: int, queries: int, layers: int = 6) -
         outputs = [{"pred_logits": x, "pred_boxes": y} for x, y in zip(*their_inputs, strict=True)]
         found = criterion({**outputs[-1], "aux_outputs": outputs[:-1]}, their_targets)
         total = sum(found[key] * weight for key, weight in criterion.weight_dict.items())
-        grads = torch.autograd.grad(total, their_inputs)
-        return total.detach(), grads[0][..., coco_rows(THINGS)], grads[1]
+        return total.detach(), *torch.autograd.grad(total, their_inputs)
 
     return ours, theirs
 
@@ -218,8 +217,10 @@ def loss_contestants(images: int, objects: int, queries: int, layers: int = 6) -
 def check_losses(outputs: dict[str, Any]) -> str:
     """Total losses, and gradients relative to their largest. Raises Disagreement."""
     names = ("total loss", "gradients of logits", "gradients of boxes")
+    total, of_logits, of_boxes = outputs["original"]
+    expected = (total, of_logits[..., coco_rows(THINGS)], of_boxes)
     apart = {
         name: float((x - y).abs().max() / y.abs().max())
-        for name, x, y in zip(names, outputs["ours"], outputs["original"], strict=True)
+        for name, x, y in zip(names, outputs["ours"], expected, strict=True)
     }
     return require("ours", apart, dict.fromkeys(names, 1e-4))

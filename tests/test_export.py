@@ -27,6 +27,7 @@ from detr.export import export, get_config, load
 from detr.export.checking import check
 from detr.export.networks import parts
 from detr.export.writing import PACKAGES, write_graph
+from detr.modeling.mask_head import ROWS_AT_ONCE
 from detr.modeling.runtimes import FORMATS, RUNTIME_PACKAGES
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts, make_input
 from tools import export_model
@@ -433,6 +434,16 @@ def test_a_config_that_does_not_fit_is_told(scripted, key, value, message):
         build_model(cfg)
 
 
+def test_without_a_gpu_the_config_takes_the_cpu(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = shutil.copytree(scripted, tmp_path / "from a GPU")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("DEVICE: cpu", "DEVICE: cuda"))
+    assert "DEVICE: cuda" in config.read_text()
+    predictor = DefaultPredictor(get_config(str(folder)))
+    assert len(predictor(np.zeros((96, 128, 3), np.uint8))["instances"]) > 0
+
+
 def test_an_exported_model_is_not_trained(scripted):
     model = load(str(scripted), "cpu")
     with pytest.raises(InputError, match="cannot be trained: call eval"):
@@ -443,7 +454,7 @@ def test_an_exported_model_is_not_trained(scripted):
 
 
 def test_masks_are_computed_for_the_queries_that_count(panoptic, tmp_path):
-    """At most ten at once, and none without a query."""
+    """Some at once, and none without a query."""
     run(PANOPTIC, "torchscript", tmp_path / "exported", panoptic[0])
     model = load(str(tmp_path / "exported"), "cpu")
     decode, rows = model.mask_decoder, []
@@ -455,7 +466,7 @@ def test_masks_are_computed_for_the_queries_that_count(panoptic, tmp_path):
     model.mask_decoder = counted
     (output,) = model([make_input([], [], (96, 128))])
     assert len(output["instances"]) <= sum(rows) < 20
-    assert max(rows) <= 10
+    assert max(rows) <= ROWS_AT_ONCE
     model.postprocessor.score_threshold, model.postprocessor.panoptic, rows[:] = 1.1, None, []
     (output,) = model([make_input([], [], (96, 128))])
     assert rows == []

@@ -8,7 +8,7 @@ import pytest
 from tests.source_tree import ROOT, imports, package_of, sources, within
 
 PLAIN_TORCH = {
-    *("attention.py", "dropout.py", "transformer.py"),
+    *("attention.py", "boxes.py", "dropout.py", "transformer.py"),
     *("position_encoding.py", "mask_head.py", "matcher.py"),
 }
 LEAVES = ("detr.visualization", "detr.export")

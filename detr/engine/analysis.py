@@ -98,9 +98,9 @@ def analyze(
     cfg.MODEL.DEVICE = "cpu"  # some backbones compute while they are built
     model = build_model(cfg)
     queries = model.query_embed.num_embeddings
-    for name, value in (("queries kept", queries_kept), ("objects an image", objects)):
-        if value is not None and not 0 <= value <= queries:
-            raise InputError(f"{value} {name}: MODEL.DETR.NUM_OBJECT_QUERIES allows 0 to {queries}")
+    for name, value, least in (("queries kept", queries_kept, 0), ("objects an image", objects, 1)):
+        if value is not None and not least <= value <= queries:
+            raise InputError(f"{value} {name}: MODEL.DETR.NUM_OBJECT_QUERIES allows {least} to {queries}")
     if batch < 1:
         raise InputError(f"a batch of {batch} images: it must have at least 1")
     try:

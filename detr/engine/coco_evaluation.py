@@ -147,6 +147,8 @@ def _check_truth(dataset: Mapping[str, Any], task: str) -> None:
             raise ValueError("an annotation has the id 0: number them from 1")
         if any(x.get(key) is None for key in ("image_id", "category_id", "bbox", "area", "iscrowd")):
             raise ValueError(f"annotation {x['id']} lacks one of image_id, category_id, bbox, area and iscrowd")
+        if not math.isfinite(sum(x["bbox"])):
+            raise ValueError(f"the box of annotation {x['id']} is not finite")
         if task == "segm" and not _is_mask(x.get("segmentation")):
             raise ValueError(f"annotation {x['id']} has no mask")
 

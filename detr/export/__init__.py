@@ -47,17 +47,21 @@ def load(folder: str, device: torch.device | str | None = None) -> ExportedDetr:
     Raises InputError for a folder that is no exported model or not whole, and for a missing package.
     """
     cfg = get_config(folder)
-    if device is None and not torch.cuda.is_available():
-        device = "cpu"
     cfg.MODEL.DEVICE = str(device or cfg.MODEL.DEVICE)
     model: ExportedDetr = build_model(cfg)
     return model.eval()
 
 
 def get_config(folder: str) -> CfgNode:
-    """The config of an exported folder, not frozen, for Detectron2's ``DefaultPredictor`` and the like."""
+    """The config of an exported folder, not frozen, for Detectron2's ``DefaultPredictor`` and the like.
+
+    MODEL.DEVICE is the CPU where there is no GPU.
+    """
     Description.read(folder)
-    return load_config(os.path.join(folder, CONFIG), [])
+    cfg = load_config(os.path.join(folder, CONFIG), [])
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
 
 
 def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False) -> Report:

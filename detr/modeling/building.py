@@ -122,6 +122,8 @@ def _check_sizes(cfg: CfgNode) -> None:
         raise InputError(
             f"MODEL.DETR.INFERENCE_DTYPE is {keys.INFERENCE_DTYPE!r}: it must be one of {', '.join(INFERENCE_DTYPES)}"
         )
+    if not 0 <= keys.DROPOUT < 1:
+        raise InputError(f"MODEL.DETR.DROPOUT is {keys.DROPOUT}: it must be at least 0 and below 1")
     if unknown := set(keys.ACTIVATION_CHECKPOINT) - set(CHECKPOINTED):
         raise InputError(
             f"MODEL.DETR.ACTIVATION_CHECKPOINT has {sorted(unknown)}: it takes any of {', '.join(CHECKPOINTED)}"

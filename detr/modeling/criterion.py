@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import box_convert, sigmoid_focal_loss
 
+from detr.modeling.boxes import giou
 from detr.modeling.matcher import HungarianMatcher, Matches, Targets
 
 MASKS_AT_ONCE = 10  # bounds the memory of the mask losses
@@ -76,12 +77,12 @@ class SetCriterion(nn.Module):
         predicted = boxes[matches.layer, matches.image, matches.query]  # (P, 4)
         truth = targets.boxes[matches.target]
         l1 = F.l1_loss(predicted, truth, reduction="none").sum(-1)  # (P,)
-        giou = paired_giou(box_convert(predicted, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
+        pairs = giou(box_convert(predicted, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
         num_boxes = self._num_boxes(targets)
         layers = len(boxes)  # every layer matches the same number of pairs
         return {
             "loss_bbox": l1.view(layers, -1).sum(1) / num_boxes,
-            "loss_giou": (1 - giou).view(layers, -1).sum(1) / num_boxes,
+            "loss_giou": (1 - pairs).view(layers, -1).sum(1) / num_boxes,
         }
 
     def mask_losses(self, mask_logits: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
@@ -109,7 +110,7 @@ class SetCriterion(nn.Module):
         world_size = comm.get_world_size()
         if world_size == 1:
             return max(count, 1.0)
-        total = torch.tensor(float(count), device=targets.boxes.device)
+        total = torch.full((), float(count), device=targets.boxes.device)  # a fill: to copy it would wait
         torch.distributed.all_reduce(total)
         return (total / world_size).clamp(min=1)
 
@@ -129,26 +130,8 @@ class SetCriterion(nn.Module):
         pairs = last.sum()
         class_error = 100 - 100 * (right & last).sum() / pairs.clamp(min=1)
         predicted = (best != self.num_classes).sum(1).float()  # (N,)
-        truth = torch.tensor(targets.sizes, device=predicted.device, dtype=predicted.dtype)
+        truth = torch.tensor(targets.sizes, dtype=predicted.dtype).to(predicted.device, non_blocking=True)
         return {"class_error": class_error, "cardinality_error": F.l1_loss(predicted, truth)}
-
-
-def paired_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al., arXiv 1902.09630) of each box with its partner: (P,) in (-1, 1].
-
-    a, b: (P, 4) xyxy, those in ``b`` with an area. torchvision's pairs all with all, and its loss indexes by a mask,
-    for which a GPU makes the host wait.
-    """
-    intersection = _area(torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:]))
-    hull = _area(torch.minimum(a[:, :2], b[:, :2]), torch.maximum(a[:, 2:], b[:, 2:]))
-    union = _area(a[:, :2], a[:, 2:]) + _area(b[:, :2], b[:, 2:]) - intersection
-    return intersection / union - (hull - union) / hull
-
-
-def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
-    """(P,); 0 where the corners are swapped, as those of an empty intersection are."""
-    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
-    return width * height
 
 
 def _mask_terms(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,15 +15,17 @@ class Dropout(nn.Module):
     """Zeroes values at random and scales the others, in training alone (paper, appendix A.4)."""
 
     def __init__(self, p: float) -> None:
-        """p: the probability to be zeroed; on the CPU in steps of 2^-16."""
+        """p: the probability to be zeroed; on the CPU in steps of 2^-16. Raises ValueError outside [0, 1)."""
         super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"a probability of {p} to be zeroed: it must be at least 0 and below 1")
         self.p = p
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """On the CPU in place: x must be nothing's saved input, as what a linear layer gives is not."""
+        """x is given away: on the CPU it is written over, as what a linear layer returned may be."""
         if not self.training or not self.p:
             return x
         if x.device.type != "cpu":

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
+
+from detr.modeling.boxes import giou
 
 
 @dataclass
@@ -70,45 +73,37 @@ class HungarianMatcher(nn.Module):
         Where an image has more objects than queries, the objects of highest cost stay unmatched.
         Raises FloatingPointError where a cost is not finite, naming layer and image of the batch.
         """
-        layers, images, _, _ = logits.shape
-        cost = self.cost(logits.float(), boxes.float(), targets).cpu().numpy()  # (L, Q, M), the one transfer
-        if not np.isfinite(cost).all():
-            raise FloatingPointError(_describe_bad_cost(cost, targets.sizes))
-        ends = np.cumsum([0, *targets.sizes])
+        cost = self.cost(logits.float(), boxes.float(), targets).cpu().numpy()  # (L, N, Q, M'), the one transfer
+        starts = np.cumsum([0, *targets.sizes])
         pairs: list[np.ndarray] = [np.zeros((4, 0), dtype=np.int64)]
-        for layer in range(layers):
-            for image in range(images):
-                start, end = ends[image], ends[image + 1]
-                if start == end:
+        for layer in range(len(logits)):
+            for image, size in enumerate(targets.sizes):
+                if not size:
                     continue
-                query, target = linear_sum_assignment(cost[layer, :, start:end])
+                of_image = cost[layer, image, :, :size]
+                if not np.isfinite(of_image).all():
+                    raise FloatingPointError(
+                        f"the matching cost of image {image} of the batch is not finite at decoder layer {layer}: the "
+                        "model's outputs have become NaN or infinite"
+                    )
+                query, target = linear_sum_assignment(of_image)
                 where = np.full_like(query, layer), np.full_like(query, image)
-                pairs.append(np.stack([*where, query, target + start]))
+                pairs.append(np.stack([*where, query, target + starts[image]]))
         indices = torch.from_numpy(np.concatenate(pairs, axis=1)).to(logits.device, non_blocking=True)
         return Matches(*indices)
 
     def cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        """The matching cost (L, Q, M) of each query with the objects of its own image."""
+        """The matching cost (L, N, Q, M') of each query with the objects of its own image.
+
+        M' is the largest number of objects of an image; what stands behind an image's own means nothing.
+        """
+        labels = pad_sequence(targets.labels.split(targets.sizes), batch_first=True)  # (N, M')
+        truth = pad_sequence(targets.boxes.split(targets.sizes), batch_first=True)  # (N, M', 4)
         layers, _, queries, _ = logits.shape
-        probability = logits.softmax(-1)
-        blocks = [logits.new_zeros(layers, queries, 0)]
-        pieces = zip(targets.labels.split(targets.sizes), targets.boxes.split(targets.sizes), strict=True)
-        for image, (labels, truth) in enumerate(pieces):
-            if not len(labels):
-                continue
-            predicted = boxes[:, image].flatten(0, 1)  # (L * Q, 4)
-            class_cost = -probability[:, image][..., labels].flatten(0, 1)  # (L * Q, M_i)
-            l1 = torch.cdist(predicted, truth, p=1)
-            giou = generalized_box_iou(box_convert(predicted, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
-            block = self.cost_bbox * l1 + self.cost_class * class_cost - self.cost_giou * giou
-            blocks.append(block.unflatten(0, (layers, queries)))
-        return torch.cat(blocks, dim=-1)
-
-
-def _describe_bad_cost(cost: np.ndarray, sizes: list[int]) -> str:
-    layer, _, target = np.argwhere(~np.isfinite(cost))[0]
-    image = int(np.searchsorted(np.cumsum(sizes), target, side="right"))
-    return (
-        f"the matching cost of image {image} of the batch is not finite at decoder layer {layer}: the model's outputs "
-        "have become NaN or infinite"
-    )
+        of_labels = labels[None, :, None].expand(layers, -1, queries, -1)
+        probability = logits.softmax(-1).gather(-1, of_labels)  # (L, N, Q, M')
+        l1 = torch.cdist(boxes, truth, p=1)
+        overlap = giou(
+            box_convert(boxes, "cxcywh", "xyxy")[..., None, :], box_convert(truth, "cxcywh", "xyxy")[:, None]
+        )
+        return self.cost_bbox * l1 - self.cost_class * probability - self.cost_giou * overlap

@@ -250,7 +250,9 @@ class Detr(nn.Module):
             mask_logits = self.mask_head(outputs.mask_features, last.image, last.query)  # (P, h, w)
             losses |= self.criterion.mask_losses(mask_logits, targets, last)
         if has_event_storage():  # of this rank's batch; Detectron2 smooths them over the last 20
-            get_event_storage().put_scalars(**self.criterion.metrics(logits, targets, matches))
+            metrics = self.criterion.metrics(logits, targets, matches)
+            values = torch.stack(list(metrics.values())).tolist()  # the losses' few kernels are waited for, once
+            get_event_storage().put_scalars(**dict(zip(metrics, values, strict=True)))
         return losses
 
     def postprocess(

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 MASKS_AT_ONCE = 8  # a COCO image's mask logits at the input's size are 4 MB in float32
-ROWS_AT_ONCE = 64  # of an image, when its pixels are given to queries
+PIXEL_ROWS_AT_ONCE = 64  # of an image, when its pixels are given to queries
 STUFF_MERGES = ("original", "exact")
 
 
@@ -122,7 +122,7 @@ def _chosen(x: Tensor, dim: int, indices: Tensor) -> Tensor:
 def _best(logits: Tensor, kept: Tensor) -> Tensor:
     """logits: (H', W', R). Returns (H', W') positions in ``kept``, which holds some of the R queries."""
     # Softmax changes no order, but it rounds: of near-equal logits the first query wins, as in the original.
-    parts = logits.split(ROWS_AT_ONCE)
+    parts = logits.split(PIXEL_ROWS_AT_ONCE)
     return torch.cat([_chosen(part, -1, kept).softmax(-1).argmax(-1) for part in parts])
 
 

@@ -34,17 +34,13 @@ class EncoderLayer(nn.Module):
         """x, position: (N, S, d). Returns (N, S, d)."""
         if self.pre_norm:
             x = x + self._attend(self.norm1(x), position, padding)
-            return x + self._feed_forward(self.norm2(x))
+            return x + _feed_forward(self, self.norm2(x))
         x = self.norm1(x + self._attend(x, position, padding))
-        return self.norm2(x + self._feed_forward(x))
+        return self.norm2(x + _feed_forward(self, x))
 
     def _attend(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
         located = x + position
         return self.dropout(self.self_attn(located, located, x, padding))
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        # Dropout before ReLU is the same as behind it, and what ReLU keeps, the next layer keeps too.
-        return self.dropout(self.linear2(self.dropout(self.linear1(x)).relu_()))
 
 
 class DecoderLayer(nn.Module):
@@ -66,10 +62,10 @@ class DecoderLayer(nn.Module):
         if self.pre_norm:
             x = x + self._self_attend(self.norm1(x), query_embed)
             x = x + self._cross_attend(self.norm2(x), query_embed, memory, memory_keys, padding)
-            return x + self._feed_forward(self.norm3(x))
+            return x + _feed_forward(self, self.norm3(x))
         x = self.norm1(x + self._self_attend(x, query_embed))
         x = self.norm2(x + self._cross_attend(x, query_embed, memory, memory_keys, padding))
-        return self.norm3(x + self._feed_forward(x))
+        return self.norm3(x + _feed_forward(self, x))
 
     def _self_attend(self, x: Tensor, query_embed: Tensor) -> Tensor:
         located = x + query_embed
@@ -79,10 +75,6 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, padding: Tensor | None
     ) -> Tensor:
         return self.dropout(self.multihead_attn(x + query_embed, memory_keys, memory, padding))
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        # Dropout before ReLU is the same as behind it, and what ReLU keeps, the next layer keeps too.
-        return self.dropout(self.linear2(self.dropout(self.linear1(x)).relu_()))
 
 
 class Encoder(nn.Module):
@@ -186,3 +178,8 @@ def _run(layer: nn.Module, *inputs: Tensor | None, checkpointed: bool) -> Tensor
     if checkpointed and torch.is_grad_enabled():
         return checkpoint(layer, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
     return layer(*inputs)  # type: ignore[no-any-return]
+
+
+def _feed_forward(layer: EncoderLayer | DecoderLayer, x: Tensor) -> Tensor:
+    # Dropout before ReLU is the same as behind it, and what ReLU keeps, the next layer keeps too.
+    return layer.dropout(layer.linear2(layer.dropout(layer.linear1(x)).relu_()))  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ def test_cost_by_hand():
     boxes = torch.tensor([[[[0.5, 0.5, 0.2, 0.2]]]])
     targets = Targets(torch.tensor([0]), torch.tensor([[0.6, 0.5, 0.2, 0.2]]), [1])
     cost = HungarianMatcher(cost_class=1, cost_bbox=5, cost_giou=2).cost(logits, boxes, targets)
-    torch.testing.assert_close(cost, torch.tensor([[[-0.5 + 5 * 0.1 - 2 * (1 / 3)]]]))
+    torch.testing.assert_close(cost, torch.tensor([[[[-0.5 + 5 * 0.1 - 2 * (1 / 3)]]]]))
 
 
 def test_pairs_of_each_image_and_layer():

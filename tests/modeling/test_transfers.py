@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detr.modeling.criterion import SetCriterion, paired_giou
+from detr.modeling.criterion import SetCriterion
 from detr.modeling.matcher import HungarianMatcher, Targets
 from tests.far_device import FarTensor, recording
 
@@ -66,18 +66,3 @@ def test_waiting_is_noticed(waiting, operator):
         waiting(FarTensor(torch.randn(5)))
     assert len(waits) == 1
     assert waits[0] in (operator, "aten._local_scalar_dense.default")
-
-
-def test_paired_giou_by_hand():
-    unit = torch.tensor([0.0, 0.0, 1.0, 1.0])
-    others = torch.tensor(
-        [
-            [0.0, 0.0, 1.0, 1.0],  # the same box
-            [0.5, 0.0, 1.5, 1.0],  # overlap 1/2, union 3/2, which is the hull
-            [2.0, 0.0, 3.0, 1.0],  # a gap of 1: union 2, hull 3
-            [1.0, 1.0, 2.0, 2.0],  # touching corners: union 2, hull 4
-            [0.5, 0.5, 0.5, 0.5],  # a point inside: union and hull 1
-        ]
-    )
-    found = paired_giou(others, unit.expand(5, 4))
-    torch.testing.assert_close(found, torch.tensor([1.0, 1 / 3, -1 / 3, -1 / 2, 0.0]))
