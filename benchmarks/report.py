@@ -112,9 +112,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         "# Results",
         "Written by `make bench`. A ratio above 1 is in our favour for times and rates: how many times longer the peer "
         "takes, or how many times more we do; for memory it is our share of the peer's. Medians, with the lowest and "
-        "highest value; contestants take turns in one process (for memory, each in one of its own), after their "
-        "outputs were found to agree, as far as is told below. The ratio to the goal's peer, the first one, is the one "
-        "that counts.",
+        "highest value; contestants take turns in one process, a new one for each part (for memory, for each "
+        "measurement), after their outputs were found to agree, as far as is told below. The ratio to the goal's peer, "
+        "the first one, is the one that counts.",
         *(f"Run {letter}: {text}." for text, letter in runs.items()),
         summary_table(rows),
         "## Against each peer",
