@@ -12,7 +12,7 @@ help:
 	@echo 'make demo       trains a small DETR on drawn shapes and shows what it finds'
 	@echo 'make demo-panoptic  the same with masks and panoptic maps'
 	@echo 'make test       runs every test          (ARGS="-k matcher" chooses some)'
-	@echo 'make bench      how fast, beside its peers: benchmarks/RESULTS.md, 40 minutes on two cores'
+	@echo 'make bench      how fast, beside its peers: benchmarks/RESULTS.md, 45 minutes on two cores'
 	@echo '                (ARGS="inference losses" measures some parts, ARGS=--list names them)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     ruff, with its corrections written'
