@@ -12,6 +12,7 @@ from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine.evaluation import build_evaluator
 from detr.engine.setup import load_config
 from tests.conftest import ROOT
+from tools import analyze_model
 
 CATEGORIES = [
     {"id": 1, "name": "cat", "isthing": 1},
@@ -66,3 +67,10 @@ def test_a_panoptic_set_registered_as_the_readme_says(mine):
     dicts = DatasetCatalog.get("mine_panoptic")
     assert [mapper(x)["instances"].gt_classes.tolist() for x in dicts] == [[0, 1, 2], [0, 1, 2]]
     assert len(build_evaluator(cfg, "mine_panoptic")._evaluators) == 2  # AP and PQ
+
+
+def test_the_table_of_a_models_size_is_what_the_tool_prints(capsys):
+    analyze_model.main(["--config-file", str(ROOT / "configs" / "COCO-Detection" / "detr_R_50.yaml")])
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    readme = (ROOT / "README.md").read_text().splitlines()
+    assert [line for line in printed if f"    {line}" not in readme] == []
