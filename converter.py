@@ -9,8 +9,8 @@ import argparse
 import sys
 
 import detr  # noqa: F401  says how to install Detectron2 where it is missing
-from detr.checkpoint.conversion import BACKBONES, TARGETS, Request, convert
-from detr.engine.verification import verify
+from detr.convert.conversion import BACKBONES, TARGETS, Request, convert
+from detr.convert.verification import verify
 from detr.errors import exit_with_one_line
 
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     print_rows(report.rows)
     if args.verify:
-        print_rows([("verified", verify(report.source, report.output, report.facts))])
+        print_rows([("verified", verify(report.source, report.output, report.info))])
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:

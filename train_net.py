@@ -8,21 +8,15 @@ python train_net.py --config-file CFG --eval-only MODEL.WEIGHTS model.pth
 import argparse
 from typing import Any
 
-from detr.checkpoint import DetrCheckpointer
-from detr.engine.setup import check_whole, parse_and_launch, setup
-from detr.engine.trainer import Trainer, check_test_sets
+from detr.engine.defaults import parse_and_launch, setup
+from detr.engine.trainer import Trainer
 
 
 def main(args: argparse.Namespace) -> Any:
     """Runs on every rank; returns the evaluation's results."""
     cfg = setup(args)
     if args.eval_only:
-        check_test_sets(cfg)
-        model = Trainer.build_model(cfg)
-        checkpointer = DetrCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        check_whole(checkpointer.fresh)
-        return Trainer.test(cfg, model)
+        return Trainer.evaluate(cfg, resume=args.resume)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

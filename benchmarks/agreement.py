@@ -16,7 +16,7 @@ REFERENCE = "original"  # the contestant that all others are compared with
 BOUNDS = {"scores": 1e-3, "boxes": 1e-3, "other classes": 0.0}
 
 
-class Found(NamedTuple):
+class ModelOutputs(NamedTuple):
     """Detections of one image in the order of the queries: scores (Q,), COCO ids (Q,), boxes (Q, 4) xyxy in pixels."""
 
     scores: Tensor
@@ -24,13 +24,13 @@ class Found(NamedTuple):
     boxes: Tensor
 
 
-def found(output: Any, rows: int) -> Found:
+def found(output: Any, rows: int) -> ModelOutputs:
     """output: ours, with ``instances``, or a dict as the original and transformers make it; rows: of the class head."""
     if "instances" in output:
         instances = output["instances"]
         ids = coco_rows(COCO_ROWS[rows])
-        return Found(instances.scores, ids[instances.pred_classes], instances.pred_boxes.tensor)
-    return Found(output["scores"], output["labels"], output["boxes"])
+        return ModelOutputs(instances.scores, ids[instances.pred_classes], instances.pred_boxes.tensor)
+    return ModelOutputs(output["scores"], output["labels"], output["boxes"])
 
 
 # In bfloat16 lively weights carry single queries anywhere, in transformers as in ours, so that the means are bounded.
@@ -38,7 +38,9 @@ def found(output: Any, rows: int) -> Found:
 ROUNDED_BOUNDS = {"mean of scores": 0.15, "mean of boxes": 0.1, "other classes": 0.5}
 
 
-def differences(result: Found, reference: Found, size: tuple[int, int], rounded: bool = False) -> dict[str, float]:
+def differences(
+    result: ModelOutputs, reference: ModelOutputs, size: tuple[int, int], rounded: bool = False
+) -> dict[str, float]:
     """The largest of scores and of boxes as parts of the image, and the share of queries with another class.
 
     size: (height, width) in pixels; rounded: the means instead of the largest

@@ -18,7 +18,7 @@ from detectron2.engine import DefaultPredictor
 from PIL import Image
 from torch import Tensor, nn
 
-from detr.checkpoint.conversion import Request, convert
+from detr.convert.conversion import Request, convert
 from tests.parity.oracle import (
     DROPPED_BIAS,
     PANOPTIC_CLASSES,
@@ -74,10 +74,10 @@ def our_predictor(cfg: CfgNode, model: Any = None) -> Detector:
 
 
 def original_preprocessing(height: int) -> Callable[[Image.Image], Tensor]:
-    """The authors' validation transform, which has 800 for the height. Returns (3, H, W), normalised."""
+    """The authors' validation transform, which has 800 for the height. Returns (3, H, W), normalized."""
     transforms = load_oracle().transforms
-    normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    steps = [transforms.RandomResize([height], max_size=MAX_SIZE), transforms.ToTensor(), normalise]
+    normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    steps = [transforms.RandomResize([height], max_size=MAX_SIZE), transforms.ToTensor(), normalize]
     return lambda photo: transforms.Compose(steps)(photo, None)[0]
 
 

@@ -65,7 +65,7 @@ def _boxes() -> tuple[Any, Any, Any]:
 
 
 def _detectors(images: int, height: int, width: int) -> Contestants:
-    """From images in memory to boxes; the original's are normalised already."""
+    """From images in memory to boxes; the original's are normalized already."""
     ours, theirs, postprocess = _boxes()
     image = image_tensor(height, width)
     batch = load_oracle().nested_tensor_from_tensor_list(list(ours.preprocess([{"image": image}] * images).tensor))
@@ -118,7 +118,7 @@ def kept_queries(settings: Settings) -> Measured:
     ours = converted(theirs, config("detr_R_50", folder="COCO-PanopticSegmentation"))
     with torch.no_grad():
         image = image_tensor(height, width)
-        features = ours.predict(ours.preprocess([{"image": image}]), all_layers=False).mask_features
+        features = ours.forward_network(ours.preprocess([{"image": image}]), return_intermediate=False).mask_features
     assert features is not None  # the model has a mask head
     contestants = functools.partial(_mask_heads, ours.mask_head, theirs, features)
     return _measure(sizes, contestants, _check_masks, _repeats(settings))

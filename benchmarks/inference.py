@@ -25,8 +25,8 @@ from benchmarks.contestants import (
 )
 from benchmarks.timing import Result, Settings, Unavailable, race
 from detr.checkpoint import DetrCheckpointer
-from detr.engine.original_code import CHECKOUT
-from detr.engine.setup import load_config
+from detr.convert.reference import CHECKOUT
+from detr.engine.defaults import load_config
 from detr.engine.trainer import Trainer
 
 ROWS = 92  # of the original's class head

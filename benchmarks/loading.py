@@ -1,8 +1,8 @@
 """Data loading for training: what one worker process does with JPEG files, images a second.
 
 Both sides read the same files and make the same random choices with the same odds; a repetition draws anew, the same
-way on both sides' generators. The original normalises its images in the worker and hands over floats; ours hands
-over bytes, and the model normalises them, which the rows of inference and training include.
+way on both sides' generators. The original normalizes its images in the worker and hands over floats; ours hands
+over bytes, and the model normalizes them, which the rows of inference and training include.
 """
 
 import contextlib

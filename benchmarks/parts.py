@@ -85,7 +85,7 @@ PARTS: dict[str, Part] = {
         Goal(1.5),
         "R50 in training mode with dropout, 10 objects an image: forward, matching and losses of six layers, backward, "
         "clipping of the whole gradient to 0.1, AdamW with two groups. Ours: Detectron2's SimpleTrainer, with its log "
-        "of losses; it normalises the images too. The original: as its training loop, from normalised images. "
+        "of losses; it normalizes the images too. The original: as its training loop, from normalized images. "
         "Losses are compared before, without dropout.",
         training.training_step,
     ),
@@ -116,7 +116,7 @@ PARTS: dict[str, Part] = {
         Goal(1.0),
         "JPEG files through flip, crop and resize with the original's odds, one thread, as in a worker. Ours: "
         "DetrDatasetMapper with R50's config. The original: CocoDetection with make_coco_transforms('train'). Ours "
-        "leaves normalisation to the model, which the rows of inference and training include.",
+        "leaves normalization to the model, which the rows of inference and training include.",
         loading.loading,
     ),
 }

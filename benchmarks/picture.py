@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = 3
-COLOURS = ("#0b6bcb", "#d9480f")  # ours, the peer
+COLORS = ("#0b6bcb", "#d9480f")  # ours, the peer
 MARKERS = ("o", "s")
 
 
@@ -23,9 +23,9 @@ def draw(curves: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     panels = list(grid.flat)
     for panel, curve in zip(panels, curves.values(), strict=False):
         sizes: set[int] = set()
-        for (who, line), colour, marker in zip(curve["lines"].items(), COLOURS, MARKERS, strict=False):
+        for (who, line), color, marker in zip(curve["lines"].items(), COLORS, MARKERS, strict=False):
             label = f"{who}, slope {line['slope']:.2f}"
-            panel.plot(line["sizes"], line["seconds"], color=colour, marker=marker, markersize=5, label=label)
+            panel.plot(line["sizes"], line["seconds"], color=color, marker=marker, markersize=5, label=label)
             sizes |= set(line["sizes"])
         panel.set_xscale("log")
         panel.set_yscale("log")

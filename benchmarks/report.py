@@ -110,7 +110,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     runs = _runs([*rows.values(), *results["growth"].values()])
     blocks = [
         "# Results",
-        "Written by `make bench`. A ratio above 1 is in our favour for times and rates: how many times longer the peer "
+        "Written by `make bench`. A ratio above 1 is in our favor for times and rates: how many times longer the peer "
         "takes, or how many times more we do; for memory it is our share of the peer's. Medians, with the lowest and "
         "highest value; contestants take turns in one process, a new one for each part (for memory, for each "
         "measurement), after their outputs were found to agree, as far as is told below. The ratio to the goal's peer, "

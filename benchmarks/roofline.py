@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from benchmarks.inference import image_size
 from benchmarks.timing import Settings
 from benchmarks.training import OBJECTS, batch_size
-from detr.engine.analysis import Analysis, analyze
+from detr.analysis import Analysis, analyze
 from tests.parity.pairs import config
 
 PEAK_RUNS = 20

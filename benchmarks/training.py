@@ -66,8 +66,8 @@ class Batch:
         for x, labels in zip(self.ours, targets.labels.split(targets.sizes), strict=True):
             x["instances"].gt_classes = labels
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        self.normalised = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
-        self.nested = load_oracle().nested_tensor_from_tensor_list(list(self.normalised))
+        self.normalized = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
+        self.nested = load_oracle().nested_tensor_from_tensor_list(list(self.normalized))
 
 
 def training_step(settings: Settings) -> Result:
@@ -126,7 +126,7 @@ def _transformers_step(model: Any, batch: Batch) -> Step:
     optimizer = _two_groups(model.train())
     labels = [{"class_labels": x["labels"], "boxes": x["boxes"]} for x in batch.theirs]
     mask = (~batch.nested.mask).long()
-    return lambda: _descend(optimizer, model(pixel_values=batch.normalised, pixel_mask=mask, labels=labels).loss)
+    return lambda: _descend(optimizer, model(pixel_values=batch.normalized, pixel_mask=mask, labels=labels).loss)
 
 
 def _two_groups(model: Any) -> torch.optim.Optimizer:
@@ -146,7 +146,7 @@ def _descend(optimizer: torch.optim.Optimizer, total: Tensor) -> None:
 
 @torch.no_grad()
 def _compare_losses(ours: Any, theirs: Any, criterion: Any, batch: Batch) -> str:
-    outputs = ours.predict(ours.preprocess(batch.ours), all_layers=True)
+    outputs = ours.forward_network(ours.preprocess(batch.ours), return_intermediate=True)
     losses, _ = ours.criterion(outputs.logits, outputs.boxes, ours.targets(batch.ours, (0, 0)))
     expected = criterion(theirs(batch.nested), batch.theirs)
     total = sum(float(expected[key]) * weight for key, weight in criterion.weight_dict.items())

@@ -5,11 +5,40 @@ unchanged; the keys after them only add. Section and equation numbers are those 
 (Carion et al., "End-to-End Object Detection with Transformers", arXiv 2005.12872).
 """
 
+import logging
+
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
+from detr.config_node import track
+from detr.errors import InputError
+
+EXPORT_DESCRIPTION = "export.json"  # in the folder of an exported model, beside its config.yaml
+
+POSITION_EMBEDDINGS = ("sine", "learned")
+CHECKPOINTED = ("backbone", "transformer", "mask_head")
+INFERENCE_DTYPES = ("float32", "bfloat16", "float16")
+STUFF_MERGES = ("original", "exact")
+
+# Detectron2's keys that Detr does not read -> the key that does the same for it, or "".
+UNREAD_KEYS = {
+    **{f"MODEL.{name}": "" for name in ("ANCHOR_GENERATOR", "PANOPTIC_FPN", "PROPOSAL_GENERATOR", "RETINANET", "RPN")},
+    **{f"MODEL.{name}": "" for name in ("ROI_BOX_HEAD", "ROI_KEYPOINT_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")},
+    **{"MODEL.KEYPOINT_ON": "", "MODEL.LOAD_PROPOSALS": "", "TEST.AUG": ""},
+    "MODEL.ROI_HEADS": "",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "MODEL.DETR.NUM_CLASSES",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "MODEL.DETR.INSTANCE_SCORE_THRESHOLD",
+}
+
+logger = logging.getLogger(__name__)
 
 
 def add_detr_config(cfg: CN) -> None:
-    """Adds ``MODEL.DETR``, the optimiser keys and the epoch keys to ``cfg``, in place."""
+    """Adds ``MODEL.DETR``, the optimizer keys and the epoch keys to ``cfg``, in place.
+
+    From then on ``cfg`` knows which of two competing keys was set last (see ``config_node``).
+    """
     cfg.MODEL.DETR = CN()
     cfg.MODEL.DETR.NUM_CLASSES = 80  # without the no-object class, which is always the last row
 
@@ -47,7 +76,7 @@ def add_detr_config(cfg: CN) -> None:
 
     # New: masks are trained on a DETR that is left as it is (sec. 4.3): no gradients but the mask head's.
     cfg.MODEL.DETR.FREEZE_DETR = False
-    # New: with masks, instances of a lower score are left out, and their masks are not computed.
+    # New: instances of a lower score are left out, and their masks are not computed. COCO's AP needs them all.
     cfg.MODEL.DETR.INSTANCE_SCORE_THRESHOLD = 0.0
 
     # New: panoptic maps (sec. 4.3); they want MODEL.MASK_ON and a data set with things and stuff.
@@ -66,11 +95,15 @@ def add_detr_config(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
 
     # New: a schedule in epochs of DATASETS.TRAIN, turned into MAX_ITER, STEPS, CHECKPOINT_PERIOD and
-    # EVAL_PERIOD once the data set's size is known. 0 and () leave these as they are.
+    # EVAL_PERIOD once the data set's size is known. 0 and () leave these as they are. Of two keys for the same thing,
+    # the one set last is in force, be it by a file, the command line or Python.
     cfg.SOLVER.MAX_EPOCHS = 0
     cfg.SOLVER.DROP_EPOCHS = ()
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0
     cfg.TEST.EVAL_EPOCHS = 0
+    # New: how many of the periodic checkpoints to keep, 0 for all. Those from just before a drop of the learning rate,
+    # the one with the best AP or PQ and the final one are kept besides.
+    cfg.SOLVER.CHECKPOINTS_KEPT = 3
 
     # New: what counts the matches for AP of boxes and masks. "auto": hotcoco where it is installed, else pycocotools;
     # "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
@@ -78,3 +111,77 @@ def add_detr_config(cfg: CN) -> None:
 
     # New: read the header of every image before training and compare its size with the data set's.
     cfg.DATALOADER.CHECK_IMAGES = True
+
+    track((cfg, cfg.SOLVER, cfg.TEST))
+
+
+def check_names(cfg: CN) -> None:
+    """Raises InputError for a meta-architecture or a backbone that is not registered."""
+    for key, name, registry in (
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+    ):
+        if name not in registry:
+            known = ", ".join(sorted(known for known, _ in registry))
+            raise InputError(f"{key} is {name!r}, which is not registered: it must be one of {known}")
+
+
+def check_model_keys(cfg: CN) -> None:
+    """Raises InputError for sizes and combinations that no ``Detr`` can have."""
+    keys = cfg.MODEL.DETR
+    for key in ("NUM_CLASSES", "NUM_OBJECT_QUERIES", "HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD", "DEC_LAYERS"):
+        if keys[key] < 1:
+            raise InputError(f"MODEL.DETR.{key} is {keys[key]}: it must be at least 1")
+    for key, value, choices in (
+        ("POSITION_EMBEDDING", keys.POSITION_EMBEDDING, POSITION_EMBEDDINGS),
+        ("INFERENCE_DTYPE", keys.INFERENCE_DTYPE, INFERENCE_DTYPES),
+        ("PANOPTIC.STUFF_MERGE", keys.PANOPTIC.STUFF_MERGE, STUFF_MERGES),
+    ):
+        if value not in choices:
+            raise InputError(f"MODEL.DETR.{key} is {value!r}: it must be one of {', '.join(choices)}")
+    if not 0 <= keys.DROPOUT < 1:
+        raise InputError(f"MODEL.DETR.DROPOUT is {keys.DROPOUT}: it must be at least 0 and below 1")
+    if unknown := set(keys.ACTIVATION_CHECKPOINT) - set(CHECKPOINTED):
+        raise InputError(
+            f"MODEL.DETR.ACTIVATION_CHECKPOINT has {sorted(unknown)}: it takes any of {', '.join(CHECKPOINTED)}"
+        )
+    if not cfg.MODEL.MASK_ON:
+        for key, value in (("PANOPTIC.ENABLED", keys.PANOPTIC.ENABLED), ("FREEZE_DETR", keys.FREEZE_DETR)):
+            if value:
+                raise InputError(f"MODEL.DETR.{key} is {value!r}, which needs masks: set MODEL.MASK_ON True")
+    _check_width(keys, masks=cfg.MODEL.MASK_ON)
+
+
+def _check_width(keys: CN, masks: bool) -> None:
+    d, heads, positions = keys.HIDDEN_DIM, keys.NHEADS, keys.POSITION_EMBEDDING
+    for divisor, name, reason, applies in (
+        (heads, f"MODEL.DETR.NHEADS {heads}", "every head takes an equal share of it", True),
+        (4, "4", "the sine position encoding gives half of it to each image axis", positions == "sine"),
+        (2, "2", "the learned position encoding gives half of it to each image axis", positions == "learned"),
+        (16, "16", "the mask head halves it four times", masks),
+    ):
+        if applies and d % divisor:
+            raise InputError(
+                f"MODEL.DETR.HIDDEN_DIM {d} is not divisible by {name}: {reason}; "
+                f"{max(d // divisor, 1) * divisor} would do"
+            )
+
+
+def warn_of_unread_keys(cfg: CN) -> None:
+    """One warning that names the keys of other models that were changed from Detectron2's defaults: they do nothing."""
+    defaults, changed = get_cfg(), []
+    for name in UNREAD_KEYS:
+        node, default = cfg, defaults
+        for part in name.split("."):
+            node, default = node[part], default[part]
+        changed += _differences(node, default, name)
+    named = {key: UNREAD_KEYS.get(key, "") for key in changed}
+    if named:
+        texts = [f"{key} (set {instead} instead)" if instead else key for key, instead in named.items()]
+        logger.warning("these keys differ from their defaults, but Detr does not read them: %s", ", ".join(texts))
+
+
+def _differences(value: object, default: object, name: str) -> list[str]:
+    if isinstance(value, CN) and isinstance(default, CN):
+        return [x for key in value if key in default for x in _differences(value[key], default[key], f"{name}.{key}")]
+    return [] if value == default else [name]

@@ -9,9 +9,8 @@ import torch
 from detectron2.config import CfgNode
 
 from detr.checkpoint import DetrCheckpointer
-from detr.checkpoint.paths import ZOO
-from detr.checkpoint.released import RELEASED, ZooModel, entry
-from detr.engine.setup import load_config
+from detr.checkpoint.hub import RELEASED, ZOO, ZooModel, entry
+from detr.engine.defaults import load_config
 from detr.modeling.meta_arch import Detr
 
 __all__ = ["ZooModel", "entry", "get", "get_config", "names"]

@@ -20,7 +20,7 @@ from detectron2.data.datasets.builtin_meta import _get_builtin_metadata  # noqa:
 from detectron2.structures import Boxes, Instances  # noqa: E402
 
 from detr.data.shapes import ensure_shapes  # noqa: E402
-from detr.engine.setup import load_config  # noqa: E402
+from detr.engine.defaults import load_config  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart" / "shapes_detection.yaml"

@@ -10,8 +10,7 @@ import torch
 
 import detr
 from detr import model_zoo
-from detr.checkpoint.download import cache_path
-from detr.checkpoint.released import RELEASED
+from detr.checkpoint.hub import RELEASED, cache_path
 from detr.errors import InputError
 from tests.conftest import ROOT, make_input
 from tests.parity.oracle import lively_original, original_checkpoint

@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from detr.data.panoptic_mapper import DetrPanopticMapper
+from detr.engine.defaults import load_config
 from detr.engine.evaluation import build_evaluator
-from detr.engine.setup import load_config
 from tests.conftest import ROOT
 from tools import analyze_model
 

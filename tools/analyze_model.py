@@ -14,8 +14,8 @@ import textwrap
 from typing import Any
 
 import detr  # noqa: F401  says how to install Detectron2 where it is missing
-from detr.engine.analysis import Analysis, Part, analyze
-from detr.engine.setup import load_config
+from detr.analysis import Analysis, Part, analyze
+from detr.engine.defaults import load_config
 from detr.errors import InputError, exit_with_one_line
 
 MIB = 2**20

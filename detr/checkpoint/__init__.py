@@ -1,6 +1,6 @@
 """Checkpoints: the formats met in the wild, and the checkpointer that loads them."""
 
-from detr.checkpoint import paths  # noqa: F401  registers torchvision:// and its kin
+from detr.checkpoint import hub  # noqa: F401  registers torchvision:// and detr://
 from detr.checkpoint.checkpointer import DetrCheckpointer
 
 __all__ = ["DetrCheckpointer"]

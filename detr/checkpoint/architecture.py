@@ -1,11 +1,12 @@
 """What a state dict of a ``Detr`` tells of the model behind it, and what it does not."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from detr.checkpoint.rows import num_rows
+from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, num_rows
 from detr.errors import InputError
 
 # ResNets by the number of blocks in their stages and whether these are bottlenecks
@@ -19,17 +20,17 @@ _DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckpointInfo:
     """What the tensors do not tell; None where nothing else told it either."""
 
     dilation: bool | None = None  # DC5: res5 dilated by [1, 2, 2]
     heads: int | None = None  # of attention
     classes: tuple[str, ...] | None = None  # their names, where they are not COCO's
 
-    def or_else(self, other: "Facts") -> "Facts":
+    def or_else(self, other: "CheckpointInfo") -> "CheckpointInfo":
         """What this one knows, else what ``other`` does."""
         known = {key: value for key, value in vars(self).items() if value is not None}
-        return Facts(**{**vars(other), **known})
+        return CheckpointInfo(**{**vars(other), **known})
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Architecture:
     masks: bool
 
 
-def architecture(state: Mapping[str, Tensor], facts: Facts) -> Architecture:
-    """Reads the sizes off a state dict of a ``Detr``; what only ``facts`` could tell is by default the original's.
+def architecture(state: Mapping[str, Tensor], info: CheckpointInfo) -> Architecture:
+    """Reads the sizes off a state dict of a ``Detr``; what only ``info`` could tell is by default the original's.
 
     Raises InputError where the backbone is no ResNet or a part is missing.
     """
@@ -70,11 +71,11 @@ def architecture(state: Mapping[str, Tensor], facts: Facts) -> Architecture:
         depth=depth,
         blocks=blocks,
         channels=channels,
-        dilation=bool(facts.dilation),
+        dilation=bool(info.dilation),
         num_classes=num_rows(state) - 1,
         num_queries=len(state["query_embed.weight"]),
         d=d,
-        heads=facts.heads or 8,
+        heads=info.heads or 8,
         feedforward=state[layer if layer in state else layer.replace("encoder", "decoder")].shape[0],
         encoder_layers=_count(state, "transformer.encoder.layers."),
         decoder_layers=_count(state, "transformer.decoder.layers."),
@@ -103,3 +104,69 @@ def _has_bottlenecks(state: Mapping[str, Tensor]) -> bool:
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)})
+
+
+_LINEAR = ("weight", "bias")
+_NORM = ("weight", "bias", "running_mean", "running_var")
+_ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+
+
+def missing_keys(state: Mapping[str, Tensor]) -> list[str]:
+    """The tensors that a whole DETR with these layers has besides those that are there, sorted.
+
+    Layers and blocks are counted by their highest number. Of a backbone that is no ResNet nothing is known.
+    """
+    return sorted(_expected(state) - state.keys())
+
+
+def check_class_head(state: Mapping[str, Tensor]) -> None:
+    """Raises InputError for half a class head, whose rows nobody could count."""
+    found = [key for key in CLASS_KEYS if key in state]
+    if len(found) == 1 or (found and len(state[CLASS_KEYS[0]]) != len(state[CLASS_KEYS[1]])):
+        raise InputError(f"{' and '.join(CLASS_KEYS)} do not fit each other: one is missing, or they differ in length")
+
+
+def _expected(state: Mapping[str, Tensor]) -> set[str]:
+    keys = {*CLASS_KEYS, QUERY_KEY, *_each("input_proj", _LINEAR), *_each("transformer.decoder.norm", _LINEAR)}
+    for i in range(3):
+        keys |= _each(f"bbox_embed.layers.{i}", _LINEAR)
+    for kind, attentions, norms in (("encoder", ("self_attn",), 2), ("decoder", ("self_attn", "multihead_attn"), 3)):
+        for i in _numbers(state, rf"transformer\.{kind}\.layers\.(\d+)\."):
+            layer = f"transformer.{kind}.layers.{i}"
+            for attention in attentions:
+                keys |= _each(f"{layer}.{attention}", _ATTENTION)
+            for name in ("linear1", "linear2", *(f"norm{k + 1}" for k in range(norms))):
+                keys |= _each(f"{layer}.{name}", _LINEAR)
+    if any(key.startswith("mask_head.") for key in state):
+        layers = (*(f"{kind}{i}" for kind in ("lay", "gn") for i in range(1, 6)), "adapter1", "adapter2", "adapter3")
+        for name in (*layers, "out_lay", "attention.q_linear", "attention.k_linear"):
+            keys |= _each(f"mask_head.{name}", _LINEAR)
+    if any(key.startswith("backbone.stem.conv1.") for key in state):
+        keys |= _resnet(state)
+    return keys
+
+
+def _resnet(state: Mapping[str, Tensor]) -> set[str]:
+    bottleneck = any(re.fullmatch(r"backbone\.res\d\.\d+\.conv3\..+", key) for key in state)
+    keys = _convolution("backbone.stem.conv1")
+    for stage in (2, 3, 4, 5):
+        for block in _numbers(state, rf"backbone\.res{stage}\.(\d+)\."):
+            for k in (1, 2, 3) if bottleneck else (1, 2):
+                keys |= _convolution(f"backbone.res{stage}.{block}.conv{k}")
+            if block == 0 and (bottleneck or stage > 2):
+                keys |= _convolution(f"backbone.res{stage}.0.shortcut")
+    return keys
+
+
+def _convolution(name: str) -> set[str]:
+    return {f"{name}.weight", *_each(f"{name}.norm", _NORM)}
+
+
+def _each(name: str, parameters: Iterable[str]) -> set[str]:
+    return {f"{name}.{parameter}" for parameter in parameters}
+
+
+def _numbers(state: Mapping[str, Tensor], pattern: str) -> range:
+    """0 to the highest number in the names, and at least 0: one that has no layer lacks them all."""
+    found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
+    return range(max(found, default=0) + 1)

@@ -10,10 +10,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from detr.checkpoint.architecture import Facts
+from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.files import load_file, weights_in_folder
 from detr.checkpoint.formats import DETECTRON2
-from detr.checkpoint.paths import local_path
+from detr.checkpoint.hub import local_path
 from detr.checkpoint.rows import fit
 from detr.checkpoint.source import NOTE, Source, read, source_of
 from detr.errors import InputError
@@ -91,7 +91,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         if source.format is None:
             return None
         logger.info("%s: %s, %d tensors", source.path, source.format.title, len(source.state))
-        _compare(source.facts, self.model)
+        _compare(source.info, self.model)
         if source.format is DETECTRON2:
             return {"model": source.state, **source.rest}
         conversion = source.to_detectron2()
@@ -157,19 +157,19 @@ def serve_detectron2() -> None:
     DetectionCheckpointer.__new__ = choose
 
 
-def _compare(facts: Facts, model: Detr) -> None:
+def _compare(info: CheckpointInfo, model: Detr) -> None:
     """Warns where the weights were trained for a function that has the same tensors and other results."""
-    if facts.dilation is not None and facts.dilation != _is_dilated(model):
-        weights, config, value = ("with", "without", 2) if facts.dilation else ("without", "with", 1)
+    if info.dilation is not None and info.dilation != _is_dilated(model):
+        weights, config, value = ("with", "without", 2) if info.dilation else ("without", "with", 1)
         logger.warning(
             f"the weights are of a model {weights} DC5 (dilated res5) and the config is of one {config}: results "
             f"suffer; set MODEL.RESNETS.RES5_DILATION {value}"
         )
     heads = model.transformer.heads
-    if facts.heads is not None and facts.heads != heads:
+    if info.heads is not None and info.heads != heads:
         logger.warning(
-            f"the weights were trained with {facts.heads} attention heads and the model has {heads}: results mean "
-            f"nothing; set MODEL.DETR.NHEADS {facts.heads}"
+            f"the weights were trained with {info.heads} attention heads and the model has {heads}: results mean "
+            f"nothing; set MODEL.DETR.NHEADS {info.heads}"
         )
 
 

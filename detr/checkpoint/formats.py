@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detr.checkpoint import names
-from detr.checkpoint.completeness import check_class_head
+from detr.checkpoint.architecture import check_class_head
 from detr.checkpoint.rows import COCO_ROWS, State, num_rows, to_category_ids, to_contiguous
 from detr.errors import InputError
 
@@ -65,7 +65,7 @@ class Conversion:
     lines: list[str] = field(default_factory=list)  # what a user should know, a sentence each
 
 
-def recognise(state: Mapping[str, object]) -> Format | None:
+def recognize(state: Mapping[str, object]) -> Format | None:
     """The format that the keys speak of; None for those that are no DETR and no ResNet."""
 
     def has(*starts: str) -> bool:
@@ -104,7 +104,7 @@ def to_detectron2(state: Mapping[str, Tensor], *, coco: bool = True, keep_ids: b
     Raises InputError for an unknown format, for keys that no rule maps, for half a class head and for attention
     projections that lack a part.
     """
-    source = recognise(state)
+    source = recognize(state)
     if source is None:
         raise InputError(f"in no format that is known here: the first keys are {', '.join(list(state)[:3])}")
     # Detectron2's backbones may have batch norms that do count.

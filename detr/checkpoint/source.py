@@ -11,10 +11,10 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
-from detr.checkpoint.architecture import Facts
+from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.files import load_config_json, load_file, weights_in_folder
-from detr.checkpoint.formats import TRANSFORMERS, Conversion, Format, recognise, to_detectron2
-from detr.checkpoint.released import released_file
+from detr.checkpoint.formats import TRANSFORMERS, Conversion, Format, recognize, to_detectron2
+from detr.checkpoint.hub import released_file
 from detr.errors import InputError
 
 NOTE = "detr"  # the key under which the converter leaves what the tensors do not tell
@@ -27,7 +27,7 @@ class Source:
     path: str  # of the weights file
     state: dict[str, Tensor]
     format: Format | None  # None: no DETR and no ResNet
-    facts: Facts
+    info: CheckpointInfo
     rest: dict[str, Any] = field(default_factory=dict)  # what the file holds beside the state dict
 
     def to_detectron2(self, *, own_classes: bool = False, keep_ids: bool = False) -> Conversion:
@@ -36,7 +36,7 @@ class Source:
         Raises InputError, with the file's name, where the file is no DETR or has keys without a place.
         """
         try:
-            coco = self.facts.classes is None and not own_classes
+            coco = self.info.classes is None and not own_classes
             return to_detectron2(self.state, coco=coco, keep_ids=keep_ids)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
@@ -58,9 +58,9 @@ def source_of(path: str, content: Mapping[str, Any]) -> Source:
     raw = content if key is None else content[key]
     rest = {} if key is None else {name: value for name, value in content.items() if name != key}
     state = _checked(path, raw)
-    source = recognise(state)
+    source = recognize(state)
     config = load_config_json(path) if source in TRANSFORMERS else {}
-    return Source(path, state, source, _facts(path, rest, config), rest)
+    return Source(path, state, source, _info(path, rest, config), rest)
 
 
 def _checked(path: str, raw: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -84,22 +84,22 @@ def _checked(path: str, raw: Mapping[Any, Any]) -> dict[str, Tensor]:
     return state
 
 
-def _facts(path: str, rest: Mapping[str, Any], config: Mapping[str, Any]) -> Facts:
+def _info(path: str, rest: Mapping[str, Any], config: Mapping[str, Any]) -> CheckpointInfo:
     released = released_file(path)
     if released is not None:
-        return Facts(dilation=released.dc5, heads=8)
+        return CheckpointInfo(dilation=released.dc5, heads=8)
     args, note = rest.get("args"), rest.get(NOTE)
     if isinstance(note, Mapping):
         classes = note.get("classes")
-        return Facts(note.get("dilation"), note.get("heads"), tuple(classes) if classes else None)
+        return CheckpointInfo(note.get("dilation"), note.get("heads"), tuple(classes) if classes else None)
     if isinstance(args, argparse.Namespace):  # of the authors' training
-        return Facts(dilation=getattr(args, "dilation", None), heads=getattr(args, "nheads", None))
+        return CheckpointInfo(dilation=getattr(args, "dilation", None), heads=getattr(args, "nheads", None))
     if config:
-        return _facts_of_transformers(path, config)
-    return Facts()
+        return _info_of_transformers(path, config)
+    return CheckpointInfo()
 
 
-def _facts_of_transformers(path: str, config: Mapping[str, Any]) -> Facts:
+def _info_of_transformers(path: str, config: Mapping[str, Any]) -> CheckpointInfo:
     """Raises InputError for settings that change the function and have no place here."""
     backbone = config.get("backbone_config")
     backbone = backbone if isinstance(backbone, Mapping) else {}
@@ -118,7 +118,7 @@ def _facts_of_transformers(path: str, config: Mapping[str, Any]) -> Facts:
                 f"the config.json beside {path} has {key} {section[key]!r}: DETR here has {value!r} alone, so that "
                 "the weights would mean something else"
             )
-    return Facts(_dilation(config, backbone), heads, _own_classes(config))
+    return CheckpointInfo(_dilation(config, backbone), heads, _own_classes(config))
 
 
 def _dilation(config: Mapping[str, Any], backbone: Mapping[str, Any]) -> bool:

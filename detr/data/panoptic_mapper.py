@@ -68,7 +68,7 @@ def segment_masks(x: dict[str, Any], ids: np.ndarray) -> list[np.ndarray]:
 
 
 def read_segment_ids(path: str) -> np.ndarray:
-    """The id of every pixel's segment, (H, W) int32, from the colours of a PNG: r + 256 g + 65536 b.
+    """The id of every pixel's segment, (H, W) int32, from the colors of a PNG: r + 256 g + 65536 b.
 
     Raises InputError where the file is missing or damaged.
     """
@@ -83,7 +83,7 @@ def read_segment_ids(path: str) -> np.ndarray:
         ) from error
     if mode not in ("RGB", "RGBA"):
         raise InputError(
-            f"{path} is a PNG of the mode {mode}, not RGB: a segment's id is r + 256 g + 65536 b of its pixels' colour"
+            f"{path} is a PNG of the mode {mode}, not RGB: a segment's id is r + 256 g + 65536 b of its pixels' color"
         )
     return red + 256 * green + 65536 * blue
 

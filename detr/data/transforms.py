@@ -1,7 +1,7 @@
 """The original's image transforms as Detectron2 augmentations: the same sizes, the same pixels.
 
 Detectron2 rounds the longer side where the original truncates it, which gives another size for about
-45 % of images, and takes the nearest pixel of a mask by its centre where the original takes it by its corner;
+45 % of images, and takes the nearest pixel of a mask by its center where the original takes it by its corner;
 everything else (flip, crop, PIL's bilinear filter) is Detectron2's own.
 """
 

@@ -97,7 +97,7 @@ def count(
     max_dets: Sequence[int] = (1, 10, 100),
     image_ids: Sequence[int] | None = None,
 ) -> Any:
-    """hotcoco's COCOeval of detections, evaluated, accumulated and summarised, without a word to stdout.
+    """hotcoco's COCOeval of detections, evaluated, accumulated and summarized, without a word to stdout.
 
     dataset: a COCO file's content; results: in COCO's format, as pycocotools' loadRes takes them
     task: "bbox" or "segm"; the area of a mask is that of its pixels, not of the result's box

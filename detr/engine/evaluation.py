@@ -19,11 +19,13 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.modeling import META_ARCH_REGISTRY
 from tabulate import tabulate
 
 from detr.data.metadata import class_names, is_panoptic, thing_ids
 from detr.engine.coco_evaluation import FastCOCOEvaluator
 from detr.errors import InputError
+from detr.modeling.preprocessing import BaseDetr
 
 # What the tasks of Detectron2's results are called in the table; panoptic numbers speak for themselves.
 TASK_NAMES = {"bbox": "box ", "segm": "mask ", "panoptic_seg": ""}
@@ -32,7 +34,19 @@ logger = logging.getLogger(__name__)
 
 
 def is_detr(cfg: CfgNode) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE in ("Detr", "ExportedDetr")
+    """Whether the meta-architecture is ``Detr``, a subclass of it or an exported one."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    found = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    return isinstance(found, type) and issubclass(found, BaseDetr)
+
+
+def main_metric(cfg: CfgNode) -> str:
+    """The metric, by its name in the event storage, that tells the best checkpoint: PQ, else mask AP, else box AP."""
+    name = cfg.DATASETS.TEST[0]
+    metric = "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
+    if measures_pq(cfg, name):
+        metric = "panoptic_seg/PQ"
+    return metric if len(cfg.DATASETS.TEST) == 1 else f"{name}/{metric}"
 
 
 def measures_pq(cfg: CfgNode, dataset_name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Optimiser and schedule of DETR (paper, sec. 4 and appendix A.4)."""
+"""Optimizer and schedule of DETR (paper, sec. 4 and appendix A.4)."""
 
 import logging
 from typing import Any
@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
+from detr.config_node import settle_schedule
 from detr.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -42,14 +43,14 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 def _options(cfg: CfgNode) -> dict[str, Any]:
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return {"lr": cfg.SOLVER.BASE_LR, "momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
-    # A fused optimiser unscales gradients itself under AMP, after our clipping: too late.
+    # A fused optimizer unscales gradients itself under AMP, after our clipping: too late.
     return {"lr": cfg.SOLVER.BASE_LR, "fused": not cfg.SOLVER.AMP.ENABLED}
 
 
 def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0) -> None:
     """Before every step, scales all gradients together to a norm of at most ``max_norm``.
 
-    Detectron2 clips each parameter by itself, which is another optimisation.
+    Detectron2 clips each parameter by itself, which is another optimization.
     """
 
     def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -61,43 +62,50 @@ def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type
 
 def check_batch_size(cfg: CfgNode) -> None:
     """Raises InputError for a batch that the ranks cannot share equally."""
-    batch, ranks = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    batch, ranks, reference = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference:  # Detectron2 scales the batch from so many ranks to those that there are
+        ranks = reference
     if batch < 1 or batch % ranks:
         raise InputError(f"SOLVER.IMS_PER_BATCH {batch} must be a positive multiple of the number of GPUs, {ranks}")
+
+
+def is_in_epochs(cfg: CfgNode) -> bool:
+    """Whether a key of the schedule needs to know the size of the training set."""
+    solver = settle_schedule(cfg).SOLVER
+    return bool(solver.MAX_EPOCHS or solver.CHECKPOINT_EPOCHS or settle_schedule(cfg).TEST.EVAL_EPOCHS)
 
 
 def schedule_in_iterations(cfg: CfgNode, num_images: int) -> CfgNode:
     """Turns ``SOLVER.MAX_EPOCHS``, ``DROP_EPOCHS``, ``CHECKPOINT_EPOCHS`` and ``TEST.EVAL_EPOCHS`` into iterations.
 
     An epoch is num_images // IMS_PER_BATCH iterations (at least one), as the original drops the last,
-    incomplete batch. Returns ``cfg`` itself where MAX_EPOCHS is 0, else a changed, frozen copy.
-    Raises InputError for a drop without an end or after it.
+    incomplete batch. Keys in epochs that were overruled by those in iterations, set later, do not count. Returns a
+    changed, frozen copy. Raises InputError for a drop without an end or after it.
     """
-    solver = cfg.SOLVER
-    if solver.MAX_EPOCHS < 0 or any(epoch >= solver.MAX_EPOCHS or epoch <= 0 for epoch in solver.DROP_EPOCHS):
-        raise InputError(
-            f"SOLVER.DROP_EPOCHS {tuple(solver.DROP_EPOCHS)} must lie between 0 and SOLVER.MAX_EPOCHS "
-            f"{solver.MAX_EPOCHS}"
-        )
-    if not solver.MAX_EPOCHS:
-        return cfg
-    iterations = max(num_images // solver.IMS_PER_BATCH, 1)
-    cfg = cfg.clone()
+    cfg = settle_schedule(cfg)
     cfg.defrost()
-    cfg.SOLVER.MAX_ITER = iterations * solver.MAX_EPOCHS
+    solver, epochs = cfg.SOLVER, cfg.SOLVER.MAX_EPOCHS
+    if epochs < 0 or any(drop >= epochs or drop <= 0 for drop in solver.DROP_EPOCHS):
+        raise InputError(
+            f"SOLVER.DROP_EPOCHS {tuple(solver.DROP_EPOCHS)} must lie between 0 and SOLVER.MAX_EPOCHS {epochs}"
+        )
+    iterations = max(num_images // solver.IMS_PER_BATCH, 1)
+    if epochs:
+        solver.MAX_ITER = iterations * epochs
     if solver.DROP_EPOCHS:
-        cfg.SOLVER.STEPS = tuple(iterations * epoch for epoch in solver.DROP_EPOCHS)
+        solver.STEPS = tuple(iterations * drop for drop in solver.DROP_EPOCHS)
     if solver.CHECKPOINT_EPOCHS:
-        cfg.SOLVER.CHECKPOINT_PERIOD = iterations * solver.CHECKPOINT_EPOCHS
+        solver.CHECKPOINT_PERIOD = iterations * solver.CHECKPOINT_EPOCHS
     if cfg.TEST.EVAL_EPOCHS:
         cfg.TEST.EVAL_PERIOD = iterations * cfg.TEST.EVAL_EPOCHS
     cfg.freeze()
-    logger.info(
-        "%d epochs of %d images in batches of %d: MAX_ITER %d, STEPS %s",
-        solver.MAX_EPOCHS,
-        num_images,
-        solver.IMS_PER_BATCH,
-        cfg.SOLVER.MAX_ITER,
-        cfg.SOLVER.STEPS,
-    )
+    if epochs:
+        logger.info(
+            "%d epochs of %d images in batches of %d: MAX_ITER %d, STEPS %s",
+            epochs,
+            num_images,
+            solver.IMS_PER_BATCH,
+            solver.MAX_ITER,
+            solver.STEPS,
+        )
     return cfg

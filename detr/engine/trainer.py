@@ -1,118 +1,90 @@
-"""``Trainer``: Detectron2's DefaultTrainer with DETR's data, optimiser and schedule."""
+"""``Trainer``: Detectron2's DefaultTrainer with DETR's data, optimizer and schedule."""
 
-import functools
 import logging
-import weakref
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    print_instances_class_histogram,
-)
-from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 
 from detr.checkpoint import DetrCheckpointer
-from detr.data.checks import check_classes, check_dicts, check_images, check_same_classes, check_same_task, load_dicts
+from detr.config_node import was_set
 from detr.data.dataset_mapper import DetrDatasetMapper
-from detr.data.masks import check_segmentations
-from detr.data.metadata import class_names, is_panoptic
-from detr.data.panoptic_checks import check_panoptic_truth, check_pngs, check_segments
+from detr.data.metadata import is_panoptic
 from detr.data.panoptic_mapper import DetrPanopticMapper
-from detr.engine import evaluation, solver
-from detr.engine.coco_evaluation import choose_backend
+from detr.engine import data_checks, evaluation, solver
+from detr.engine.defaults import check_whole
 from detr.engine.evaluation import is_detr
-from detr.errors import InputError
+from detr.engine.hooks import BestCheckpointer, PeriodicCheckpointer
 
 logger = logging.getLogger(__name__)
 
-
-def check_test_sets(cfg: CfgNode) -> None:
-    """Evaluation comes last, perhaps after days: its data sets are checked first. Raises InputError."""
-    if cfg.DATASETS.TEST:
-        choose_backend(cfg.TEST.COCO_BACKEND)
-    for name in cfg.DATASETS.TEST:
-        dicts = load_dicts([name], filter_empty=False)
-        if is_detr(cfg):
-            check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
-            if is_panoptic(name):
-                evaluation.check_measurable(cfg, name)
-                check_panoptic_truth(name, dicts, masks=cfg.MODEL.MASK_ON, maps=evaluation.measures_pq(cfg, name))
-            elif cfg.MODEL.MASK_ON:
-                for x in dicts:
-                    check_segmentations(x.get("annotations", []), x["file_name"])
-        if evaluation.measures_pq(cfg, name):
-            evaluation.check_panopticapi()
-        if cfg.DATALOADER.CHECK_IMAGES:
-            check_images(dicts, panoptic=is_detr(cfg) and is_panoptic(name))
-            if is_detr(cfg) and evaluation.measures_pq(cfg, name):
-                check_pngs(dicts)
-
-
-def check_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Loads ``cfg.DATASETS.TRAIN`` and holds it to all checks. Raises InputError."""
-    if not cfg.DATASETS.TRAIN:
-        raise InputError("DATASETS.TRAIN is empty: name a data set there")
-    dicts = load_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    panoptic = is_detr(cfg) and is_panoptic(cfg.DATASETS.TRAIN[0])
-    if is_detr(cfg):
-        for name in cfg.DATASETS.TRAIN:
-            check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
-        check_same_task(cfg.DATASETS.TRAIN)
-        check_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        if panoptic:
-            check_segments(dicts, cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
-        else:
-            check_dicts(dicts, cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.NUM_OBJECT_QUERIES, cfg.MODEL.MASK_ON)
-        names = class_names(cfg.DATASETS.TRAIN[0])
-        if names:
-            _print_histogram(dicts, names, panoptic)
-    if cfg.DATALOADER.CHECK_IMAGES:
-        check_images(dicts, panoptic)
-    return dicts
-
-
-def _print_histogram(dicts: list[dict[str, Any]], names: list[str], panoptic: bool) -> None:
-    if panoptic:  # without "iscrowd", for crowds are objects here
-        dicts = [{"annotations": [{"category_id": s["category_id"]} for s in x["segments_info"]]} for x in dicts]
-    print_instances_class_histogram(dicts, names)
+# The training set while a Trainer is built: (DATASETS.TRAIN, dicts). Reading COCO twice would cost half a minute.
+_loaded: ContextVar[tuple[Any, list[dict[str, Any]]] | None] = ContextVar("loaded", default=None)
 
 
 class Trainer(DefaultTrainer):
-    """Trains ``Detr`` as the paper does, and other meta-architectures as Detectron2 does."""
+    """Trains ``Detr`` and its subclasses as the paper does, and other meta-architectures as Detectron2 does.
+
+    Every method may be overridden with the signature that DefaultTrainer documents.
+    """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Loads and checks the data sets before any part is built. Raises InputError for bad input."""
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        """Loads and checks the data sets before any part is built. Raises InputError for bad input.
+
+        The data sets are not checked by a subclass that builds its own loaders.
+        """
         solver.check_batch_size(cfg)
-        check_test_sets(cfg)
-        dicts = check_training_sets(cfg)
+        if not self._overrides("build_test_loader", "build_evaluator", "test"):
+            data_checks.check_test_sets(cfg)
+        dicts: list[dict[str, Any]] = []
+        if not self._overrides("build_train_loader"):
+            dicts = data_checks.check_training_sets(cfg)
+        elif solver.is_in_epochs(cfg):
+            dicts = data_checks.load_training_sets(cfg)
         cfg = solver.schedule_in_iterations(cfg, len(dicts))
-        # DefaultTrainer's constructor calls build_train_loader(cfg). The dicts are at hand already, and to
-        # read COCO's annotations twice would cost half a minute.
-        self.build_train_loader = functools.partial(type(self).build_train_loader, dataset=dicts)  # type: ignore[method-assign]
-        super().__init__(cfg)
+        with _at_hand(cfg, dicts):
+            super().__init__(cfg)
         # Gradients of the last step need not lie beside the activations of this one.
         self._trainer.zero_grad_before_forward = True
-        del self.build_train_loader  # the loader holds its own, serialised copy of the dicts
+
+    @classmethod
+    def _overrides(cls, *names: str) -> bool:
+        return any(getattr(cls, name).__func__ is not getattr(Trainer, name).__func__ for name in names)
 
     def build_hooks(self) -> list[HookBase | None]:
-        # The hooks are handed the checkpointer, so that this is the place to put ours in.
-        self.checkpointer = DetrCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        return super().build_hooks()
+        """As DefaultTrainer's; fewer checkpoints stay on disk, and of ``Detr`` the best one does."""
+        cfg, found = self.cfg, super().build_hooks()
+        for i, hook in enumerate(found):
+            if type(hook) is hooks.PeriodicCheckpointer:
+                found[i] = PeriodicCheckpointer(
+                    hook.checkpointer,
+                    hook.period,
+                    max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT or None,
+                    milestones=cfg.SOLVER.STEPS,
+                )
+        after_evaluation = next((i + 1 for i, hook in enumerate(found) if type(hook) is hooks.EvalHook), None)
+        if comm.is_main_process() and is_detr(cfg) and cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD and after_evaluation:
+            metric = evaluation.main_metric(cfg)
+            found.insert(after_evaluation, BestCheckpointer(cfg.TEST.EVAL_PERIOD, self.checkpointer, metric))
+        return found  # type: ignore[no-any-return]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's; warns where masks would be trained on a DETR that is frozen and was never trained."""
+        """As Detectron2's; warns where masks would be trained on a box model that is frozen and was never trained."""
         super().resume_or_load(resume)
-        if getattr(self.checkpointer.model, "freeze_detr", False):
-            fresh = [line for line in self.checkpointer.fresh if not line.startswith("mask_head")]
+        checkpointer = self.checkpointer
+        if isinstance(checkpointer, DetrCheckpointer) and getattr(checkpointer.model, "freeze_detr", False):
+            fresh = [line for line in checkpointer.fresh if not line.startswith("mask_head")]
             if fresh:
                 logger.warning(
-                    "the DETR that the masks are trained on is frozen, and not trained: %s. Name a trained one in "
+                    "the box model that the masks are trained on is frozen, and not trained: %s. Name a trained one in "
                     "MODEL.WEIGHTS, or set MODEL.DETR.FREEZE_DETR False to train it too",
                     "; ".join(fresh),
                 )
@@ -123,23 +95,24 @@ class Trainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:
-        """Raises FloatingPointError, in one line, where a loss is not finite."""
+        """Raises FloatingPointError, in one line, where a loss is not finite; it names the losses."""
         try:
             super().run_step()
         except FloatingPointError as error:
-            reason = str(error).splitlines()[0]
             raise FloatingPointError(
-                f"the training has diverged at iteration {self.iter} ({reason}). Lower SOLVER.BASE_LR, check that "
-                "SOLVER.CLIP_GRADIENTS is on, and go on from the last checkpoint with --resume"
+                f"the training has diverged at iteration {self.iter} ({_reason(error)}). Lower SOLVER.BASE_LR, check "
+                "that SOLVER.CLIP_GRADIENTS is on, and go on from the last checkpoint with --resume"
             ) from error
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, dataset: list[dict[str, Any]] | None = None) -> Any:
-        """dataset: dicts that were loaded already; None loads ``cfg.DATASETS.TRAIN``."""
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """With the mapper of the data set's kind: boxes and masks, or panoptic segments."""
         if not is_detr(cfg):
             return build_detection_train_loader(cfg)  # keypoints, proposals: Detectron2 loads what it needs
         mapper = DetrPanopticMapper if is_panoptic(cfg.DATASETS.TRAIN[0]) else DetrDatasetMapper
-        return build_detection_train_loader(cfg, mapper=mapper(cfg, is_train=True), dataset=dataset)
+        loaded = _loaded.get()
+        dicts = loaded[1] if loaded is not None and loaded[0] == _source(cfg) else None
+        return build_detection_train_loader(cfg, mapper=mapper(cfg, is_train=True), dataset=dicts)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -148,7 +121,28 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        return solver.build_optimizer(cfg, model) if is_detr(cfg) else super().build_optimizer(cfg, model)
+        """By SOLVER.OPTIMIZER; for another meta-architecture Detectron2's SGD, unless that key was set."""
+        if is_detr(cfg) or was_set(cfg.SOLVER, "OPTIMIZER"):
+            return solver.build_optimizer(cfg, model)
+        return super().build_optimizer(cfg, model)
+
+    @classmethod
+    def evaluate(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+        """Builds the model, loads MODEL.WEIGHTS, or with ``resume`` the last checkpoint, and evaluates it.
+
+        Raises InputError for bad data sets and for weights that are not a whole model's. Exits with status 1 where
+        the results are not those of TEST.EXPECTED_RESULTS.
+        """
+        if not cls._overrides("build_test_loader", "build_evaluator", "test"):
+            data_checks.check_test_sets(cfg)
+        model = cls.build_model(cfg)
+        checkpointer = DetrCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        check_whole(checkpointer.fresh)
+        results = cls.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
@@ -163,3 +157,25 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return evaluation.build_evaluator(cfg, dataset_name)
+
+
+def _source(cfg: CfgNode) -> tuple[Any, ...]:
+    return tuple(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+
+
+@contextmanager
+def _at_hand(cfg: CfgNode, dicts: list[dict[str, Any]]) -> Iterator[None]:
+    """Inside, ``build_train_loader`` need not load the training set; afterwards the loader has its own copy."""
+    token = _loaded.set((_source(cfg), dicts) if dicts else None)
+    try:
+        yield
+    finally:
+        _loaded.reset(token)
+
+
+def _reason(error: FloatingPointError) -> str:
+    """Detectron2 names no loss in its first line, but prints them all, by name, in the second."""
+    text = str(error)
+    first, _, rest = text.partition("\n")
+    broken = re.findall(r"'(\w+)': (?:np\.\w+\()?-?(?:nan|inf)", rest)
+    return f"{first.rstrip('!')}; not finite: {', '.join(broken)}" if broken else first

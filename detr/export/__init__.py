@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from detr.checkpoint import DetrCheckpointer
 from detr.checkpoint.files import save_folder
-from detr.config import add_detr_config
-from detr.engine.setup import check_names, check_weights, check_whole, load_config
+from detr.config import EXPORT_DESCRIPTION, add_detr_config, check_names
+from detr.engine.defaults import check_weights, check_whole, load_config
 from detr.errors import InputError
-from detr.export.checking import check, told
+from detr.export.checking import check, format_sizes
+from detr.export.model import Description, ExportedDetr
 from detr.export.networks import parts
+from detr.export.runtimes import FORMATS
 from detr.export.writing import PACKAGES, check_packages, write_graph
-from detr.modeling.exported import DESCRIPTION, Description, ExportedDetr
 from detr.modeling.meta_arch import Detr
-from detr.modeling.runtimes import FORMATS
 
 __all__ = ["FORMATS", "Report", "export", "get_config", "load"]
 
@@ -76,11 +76,11 @@ def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False) -> R
 
     Raises InputError for bad input, a missing package, and a graph that differs from the model.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "Detr":
+    check_names(cfg)
+    if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), Detr):
         raise InputError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: only Detr can be exported")
     check_packages(format)
     _check_output(output, overwrite)
-    check_names(cfg)
     check_weights(cfg.MODEL.WEIGHTS)
     cfg = cfg.clone()
     cfg.defrost()
@@ -94,14 +94,14 @@ def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False) -> R
             ("weights", description.weights or "none: random ones"),
             ("format", f"{format} ({versions})"),
             ("output", f"{output}: {files}"),
-            *(("checked", _told(x)) for x in description.checked),
+            *(("checked", _format_check(x)) for x in description.checked),
         ]
     )
 
 
-def _told(checked: dict[str, Any]) -> str:
+def _format_check(checked: dict[str, Any]) -> str:
     found = ", ".join(f"{name} differ by at most {value:.1e}" for name, value in checked["differences"].items())
-    return f"on {told(checked['images'])}: {found}"
+    return f"on {format_sizes(checked['images'])}: {found}"
 
 
 def _check_output(output: str, overwrite: bool) -> None:
@@ -111,7 +111,7 @@ def _check_output(output: str, overwrite: bool) -> None:
         raise InputError(f"--output {output} is there and is no folder: name another one")
     if os.listdir(output) and not overwrite:
         raise InputError(f"--output {output} exists: name another folder, or replace it with --overwrite")
-    if os.listdir(output) and not os.path.isfile(os.path.join(output, DESCRIPTION)):
+    if os.listdir(output) and not os.path.isfile(os.path.join(output, EXPORT_DESCRIPTION)):
         raise InputError(f"--output {output} holds no exported model, and would be lost: name another folder")
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from detr.errors import InputError
+from detr.export.model import ExportedDetr
 from detr.export.networks import random_batch
-from detr.modeling.exported import ExportedDetr
 from detr.modeling.mask_head import ROWS_AT_ONCE, SharedMaps
 from detr.modeling.meta_arch import Detr
 
@@ -30,12 +30,12 @@ def check(exported: ExportedDetr, model: Detr) -> list[dict[str, Any]]:
             found = differences(exported, model, sizes, generator)
         except Exception as error:  # each program has errors of its own
             reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
-            raise InputError(f"the exported graph does not run on {told(sizes)} ({reason})") from error
+            raise InputError(f"the exported graph does not run on {format_sizes(sizes)} ({reason})") from error
         for name, value in found.items():
             if not value <= TOLERANCE:
                 raise InputError(
-                    f"the exported graph is not the model: on {told(sizes)} its {name} differ by {value:.1e}, more "
-                    f"than {TOLERANCE:g}"
+                    f"the exported graph is not the model: on {format_sizes(sizes)} its {name} differ by {value:.1e}, "
+                    f"more than {TOLERANCE:g}"
                 )
         checked.append({"images": [list(size) for size in sizes], "differences": found})
     return checked
@@ -46,8 +46,8 @@ def differences(
 ) -> dict[str, float]:
     """The largest difference of each output on random images of these sizes (see ``difference``)."""
     images = random_batch(model, sizes, generator)
-    expected = model.predict(images, all_layers=False)
-    logits, boxes, *maps = exported.predict(images)
+    expected = model.forward_network(images, return_intermediate=False)
+    logits, boxes, *maps = exported.forward_network(images)
     found = {"logits": difference(logits, expected.logits[-1]), "boxes": difference(boxes, expected.boxes[-1])}
     if model.mask_head is not None and expected.mask_features is not None:
         queries = torch.arange(min(MASKS_CHECKED, logits.shape[1]), device=model.device)
@@ -67,5 +67,5 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs() / expected.abs().clamp(min=1)).max().item()
 
 
-def told(sizes: tuple[tuple[int, int], ...]) -> str:
+def format_sizes(sizes: tuple[tuple[int, int], ...]) -> str:
     return f"{len(sizes)} image{'s'[: len(sizes) > 1]} of {', '.join(f'{h} x {w}' for h, w in sizes)}"

@@ -11,8 +11,8 @@ import torch
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from detr.export.model import MASK_DECODER, NETWORK
 from detr.modeling.backbone import sampled_padding
-from detr.modeling.exported import MASK_DECODER, NETWORK
 from detr.modeling.mask_head import MaskHead, SharedMaps
 from detr.modeling.meta_arch import Detr
 
@@ -28,7 +28,7 @@ class Network(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """images: (N, 3, H, W) float32, normalised and padded; sizes: (N, 2) int64, height and width without padding
+        """images: (N, 3, H, W) float32, normalized and padded; sizes: (N, 2) int64, height and width without padding
 
         Returns logits (N, Q, K + 1) and boxes (N, Q, 4) of the last layer and, with masks, ``SharedMaps``.
         """
@@ -37,7 +37,7 @@ class Network(nn.Module):
         height, width = images.shape[-2:]
         h, w = features[model.in_feature].shape[-2:]
         padding = sampled_padding(sizes, (height, width), (h, w))  # a mask even of no padding: a graph has no branches
-        outputs = model.read(features, padding, all_layers=False)
+        outputs = model.forward_heads(features, padding, return_intermediate=False)
         maps: tuple[Tensor, ...] = ()
         if model.mask_head is not None and outputs.mask_features is not None:
             maps = tuple(model.mask_head.share(outputs.mask_features))
@@ -98,7 +98,7 @@ def parts(model: Detr) -> list[Part]:
 
 
 def random_batch(model: Detr, sizes: tuple[tuple[int, int], ...], generator: torch.Generator) -> ImageList:
-    """Normalised images of these sizes in pixels, padded as the model wants them."""
+    """Normalized images of these sizes in pixels, padded as the model wants them."""
     images = [torch.randn(3, *size, generator=generator).to(model.device) for size in sizes]
     backbone = model.backbone
     return ImageList.from_tensors(images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints)

@@ -11,7 +11,7 @@ from torch.export import Dim
 
 from detr.errors import InputError
 from detr.export.networks import Part
-from detr.modeling.runtimes import SUFFIXES, package
+from detr.export.runtimes import SUFFIXES, package
 
 # The packages that a format is written and then checked with; their versions are noted.
 PACKAGES = {

@@ -51,15 +51,15 @@ def _with_lower_stages(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def freeze_unused(backbone: Backbone, features: Sequence[str]) -> None:
-    """Freezes what feeds none of ``features``, as the other levels of a pyramid.
+def freeze_unused(backbone: Backbone, features: Sequence[str], channels: int = 3) -> None:
+    """Freezes what feeds none of ``features``, as the other levels of a pyramid; channels: of the image.
 
     Distributed training waits for the gradient of every trainable parameter, and would wait for theirs for ever.
     """
     side = 4 * max(backbone.size_divisibility, 32)
     training = backbone.training
     with torch.enable_grad():
-        outputs = backbone.eval()(torch.zeros(1, 3, side, side))  # in evaluation, statistics of norms stay
+        outputs = backbone.eval()(torch.zeros(1, channels, side, side))  # in evaluation, statistics of norms stay
         total = sum(outputs[name].sum() for name in features)
     backbone.train(training)
     trainable = [p for p in backbone.parameters() if p.requires_grad]
@@ -117,7 +117,7 @@ def padding_mask(images: ImageList, feature_size: tuple[int, int]) -> Tensor | N
 
 
 def sampled_padding(sizes: Tensor, padded_size: tuple[int, int], feature_size: tuple[int, int]) -> Tensor:
-    """Like the original's, the nearest-neighbour sample of the padding in pixels: (N, h, w) bool, True = padding.
+    """Like the original's, the nearest-neighbor sample of the padding in pixels: (N, h, w) bool, True = padding.
 
     It differs from ceil(size / stride).
 
@@ -130,5 +130,5 @@ def sampled_padding(sizes: Tensor, padded_size: tuple[int, int], feature_size: t
 
 
 def _nearest(length: int, samples: int, device: torch.device) -> Tensor:
-    """(samples,): which of ``length`` pixels torch's nearest-neighbour resampling takes, in its own precision."""
+    """(samples,): which of ``length`` pixels torch's nearest-neighbor resampling takes, in its own precision."""
     return (torch.arange(samples, dtype=torch.float32, device=device) * (length / samples)).floor()

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import box_convert, sigmoid_focal_loss
 
-from detr.modeling.boxes import giou
-from detr.modeling.matcher import HungarianMatcher, Matches, Targets
+from detr.modeling.matcher import HungarianMatcher, Matches, Targets, generalized_iou
 
 MASKS_AT_ONCE = 10  # bounds the memory of the mask losses
 
 
 class SetCriterion(nn.Module):
-    """Classification, L1 and generalised IoU losses of matched pairs, for every decoder layer."""
+    """Classification, L1 and generalized IoU losses of matched pairs, for every decoder layer."""
 
     class_weight: Tensor
 
@@ -77,7 +76,7 @@ class SetCriterion(nn.Module):
         predicted = boxes[matches.layer, matches.image, matches.query]  # (P, 4)
         truth = targets.boxes[matches.target]
         l1 = F.l1_loss(predicted, truth, reduction="none").sum(-1)  # (P,)
-        pairs = giou(box_convert(predicted, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
+        pairs = generalized_iou(box_convert(predicted, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
         num_boxes = self._num_boxes(targets)
         layers = len(boxes)  # every layer matches the same number of pairs
         return {

@@ -33,14 +33,14 @@ class MaskFeatures:
     """What the mask head reads of N images.
 
     projected: (N, d, h, w), the encoder's input; memory: (N, d, h, w), its output
-    padding: (N, h, w) bool, True = padding, or None where no image is padded
+    key_padding_mask: (N, h, w) bool, True = padding, or None where no image is padded
     pyramid: three maps (N, C_i, H_i, W_i) of the backbone, from coarse to fine
     queries: (N, Q, d), the output of the last decoder layer
     """
 
     projected: Tensor
     memory: Tensor
-    padding: Tensor | None
+    key_padding_mask: Tensor | None
     pyramid: tuple[Tensor, ...]
     queries: Tensor
 
@@ -50,7 +50,7 @@ class MaskFeatures:
         return MaskFeatures(
             projected=self.projected[one],
             memory=self.memory[one],
-            padding=None if self.padding is None else self.padding[one],
+            key_padding_mask=None if self.key_padding_mask is None else self.key_padding_mask[one],
             pyramid=tuple(level[one] for level in self.pyramid),
             queries=self.queries[one],
         )
@@ -90,15 +90,18 @@ class AttentionMaps(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, queries: Tensor, memory: Tensor, padding: Tensor | None) -> Tensor:
-        """queries (N, Q, d), memory (N, d, h, w), padding (N, h, w). Returns (N, Q, M, h, w), of sum 1 over M, h, w."""
+    def forward(self, queries: Tensor, memory: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        """queries (N, Q, d), memory (N, d, h, w), key_padding_mask (N, h, w).
+
+        Returns (N, Q, M, h, w), of sum 1 over M, h, w.
+        """
         n, d, h, w = memory.shape
         scale = (d / self.heads) ** -0.5
         q = self.q_linear(queries).mul(scale).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (N, M, Q, d / M)
         k = F.conv2d(memory, self.k_linear.weight[:, :, None, None], self.k_linear.bias)  # (N, d, h, w)
         scores = q @ k.view(n, self.heads, d // self.heads, h * w)  # (N, M, Q, h w)
-        if padding is not None:
-            scores = scores.masked_fill(padding.flatten(1)[:, None, None], -math.inf)
+        if key_padding_mask is not None:
+            scores = scores.masked_fill(key_padding_mask.flatten(1)[:, None, None], -math.inf)
         scores = scores.transpose(1, 2)  # (N, Q, M, h w)
         return scores.flatten(2).softmax(-1).view(n, -1, self.heads, h, w)
 
@@ -148,7 +151,7 @@ class MaskHead(nn.Module):
 
     def share(self, features: MaskFeatures) -> "SharedMaps":
         """What an image's rows have in common, computed once an image."""
-        attention = self.attention(features.queries, features.memory, features.padding)  # (N, Q, M, h, w)
+        attention = self.attention(features.queries, features.memory, features.key_padding_mask)  # (N, Q, M, h, w)
         of_image = self.lay1.weight[:, : -self.attention.heads]
         first = F.conv2d(features.projected, of_image, self.lay1.bias, padding=1)
         adapters = (self.adapter1, self.adapter2, self.adapter3)

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
-from detr.modeling.boxes import giou
-
 
 @dataclass
 class Targets:
@@ -58,7 +56,7 @@ class HungarianMatcher(nn.Module):
     """The one-to-one assignment of least cost, for each image and decoder layer."""
 
     def __init__(self, cost_class: float = 1.0, cost_bbox: float = 5.0, cost_giou: float = 2.0) -> None:
-        """Weights of the probability, L1 and generalised IoU terms of the matching cost."""
+        """Weights of the probability, L1 and generalized IoU terms of the matching cost."""
         super().__init__()
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
@@ -103,7 +101,25 @@ class HungarianMatcher(nn.Module):
         of_labels = labels[None, :, None].expand(layers, -1, queries, -1)
         probability = logits.softmax(-1).gather(-1, of_labels)  # (L, N, Q, M')
         l1 = torch.cdist(boxes, truth, p=1)
-        overlap = giou(
+        overlap = generalized_iou(
             box_convert(boxes, "cxcywh", "xyxy")[..., None, :], box_convert(truth, "cxcywh", "xyxy")[:, None]
         )
         return self.cost_bbox * l1 - self.cost_class * probability - self.cost_giou * overlap
+
+
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalized IoU (Rezatofighi et al., arXiv 1902.09630): (...) in (-1, 1].
+
+    a, b: (..., 4) xyxy, of shapes that broadcast; of each pair one must have an area. torchvision's pairs all boxes
+    with all, or indexes by a mask, for which a GPU makes the host wait.
+    """
+    intersection = _area(torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:]))
+    hull = _area(torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:]))
+    union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - intersection
+    return intersection / union - (hull - union) / hull
+
+
+def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
+    """0 where the corners are swapped, as those of an empty intersection are."""
+    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
+    return width * height

@@ -1,4 +1,4 @@
-"""The wiring room: ``Detr`` joins backbone, transformer, heads, set loss and postprocessing.
+"""The meta-architecture: ``Detr`` joins backbone, transformer, heads, set loss and postprocessing.
 
 N  images, H x W their padded size in pixels
 L  decoder layers, Q queries, K classes without no-object, d width of the transformer
@@ -11,28 +11,32 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from detectron2.structures import BitMasks, ImageList, Instances
+from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
-from torchvision.ops import box_convert
 
+from detr.config import check_model_keys, warn_of_unread_keys
+from detr.config_node import remember
 from detr.errors import InputError
-from detr.modeling.backbone import padding_mask
-from detr.modeling.building import parts_from_config
+from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, freeze_unused, padding_mask
 from detr.modeling.criterion import SetCriterion
+from detr.modeling.folded_resnet import checkpoint_blocks
 from detr.modeling.mask_head import MaskFeatures, MaskHead
-from detr.modeling.matcher import Targets
-from detr.modeling.postprocessing import Postprocessor
-from detr.modeling.preprocessing import normalised_batch, per_channel
-from detr.modeling.transformer import Transformer
+from detr.modeling.matcher import HungarianMatcher, Targets
+from detr.modeling.position_encoding import LearnedPositionEncoding, SinePositionEncoding
+from detr.modeling.postprocessing import PanopticSettings, Postprocessor, which_are_things
+from detr.modeling.preprocessing import BaseDetr, make_targets, normalize_images
+from detr.modeling.transformer import MLP, Transformer
+
+POSITION_ENCODINGS = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}
 
 
 class Outputs(NamedTuple):
-    """What the network says of N images.
+    """What the network predicts for N images.
 
-    logits: (L, N, Q, K + 1), the last column no-object; L = 1 where the last decoder layer alone was asked for
+    logits: (L, N, Q, K + 1), the last column no-object; L = 1 where only the last decoder layer was asked for
     boxes: (L, N, Q, 4) cxcywh in [0, 1] of the unpadded image
-    mask_features: what the mask head reads; None in a model without
+    mask_features: the mask head's input; None in a model without masks
     """
 
     logits: Tensor
@@ -40,26 +44,9 @@ class Outputs(NamedTuple):
     mask_features: MaskFeatures | None
 
 
-class BoxHead(nn.Module):
-    """A perceptron of three layers from a query's embedding to its box (paper, sec. 3.2)."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, 4)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., d). Returns boxes (..., 4), cxcywh in [0, 1] of the unpadded image."""
-        for layer in self.layers[:-1]:
-            x = layer(x).relu()
-        return self.layers[-1](x).sigmoid()
-
-
 @META_ARCH_REGISTRY.register()
-class Detr(nn.Module):
+class Detr(BaseDetr):
     """DETR (Carion et al., arXiv 2005.12872) as a Detectron2 meta-architecture."""
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -86,15 +73,15 @@ class Detr(nn.Module):
         in_feature: the name of the backbone's feature that the transformer reads
         position_encoding: (N, H, W) bool mask -> (N, d, H, W)
         num_classes: K, without no-object
-        deep_supervision: whether the earlier decoder layers are penalised too (auxiliary losses)
-        mask_head: makes the queries' masks; None for boxes alone
+        deep_supervision: whether the earlier decoder layers are penalized too (auxiliary losses)
+        mask_head: makes the queries' masks; None for boxes only
         pyramid: the names of the backbone's features that the mask head reads, from coarse to fine
-        freeze_detr: whether the mask head alone is trained, on a DETR that stays as it is
+        freeze_detr: whether only the mask head is trained, with the box model frozen
         inference_dtype: what products and convolutions are computed in outside training; anything else than
             float32 is mixed precision (autocast)
         pixel_mean, pixel_std: of the image's channels, in the range 0..255
         """
-        super().__init__()
+        super().__init__(pixel_mean, pixel_std)
         d = transformer.d
         self.backbone = backbone
         self.in_feature = in_feature
@@ -103,7 +90,7 @@ class Detr(nn.Module):
         self.transformer = transformer
         self.query_embed = nn.Embedding(num_queries, d)
         self.class_embed = nn.Linear(d, num_classes + 1)
-        self.bbox_embed = BoxHead(d)
+        self.bbox_embed = MLP(d, d, 4, num_layers=3)
         self.mask_head = mask_head
         self.pyramid = pyramid
         self.criterion = criterion
@@ -115,134 +102,168 @@ class Detr(nn.Module):
         if freeze_detr:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.startswith("mask_head."))
-        self.register_buffer("pixel_mean", per_channel(pixel_mean), persistent=False)
-        self.register_buffer("pixel_std", per_channel(pixel_std), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The parts that cfg asks for (see ``parts_from_config``)."""
-        return parts_from_config(cfg)
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
+        """The only place where cfg becomes arguments. Raises InputError for impossible sizes and combinations."""
+        check_model_keys(cfg)
+        remember(cfg.SOLVER, "OPTIMIZER")  # even if nobody set it, it is a Detr's optimizer from here on
+        warn_of_unread_keys(cfg)
+        keys = cfg.MODEL.DETR
+        checkpointed = keys.ACTIVATION_CHECKPOINT
+        backbone = build_detr_backbone(cfg)
+        in_feature = choose_feature(backbone, keys.IN_FEATURE)
+        pyramid = choose_pyramid(backbone, in_feature) if cfg.MODEL.MASK_ON else ()
+        shapes = backbone.output_shape()
+        if len(shapes) > 1:
+            freeze_unused(backbone, (in_feature, *pyramid), channels=len(cfg.MODEL.PIXEL_MEAN))
+        if "backbone" in checkpointed and not checkpoint_blocks(backbone):
+            raise InputError(
+                "MODEL.DETR.ACTIVATION_CHECKPOINT has 'backbone', but that is for a ResNet of frozen norms "
+                f"(MODEL.RESNETS.NORM FrozenBN), and MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}: leave it out"
+            )
+        mask_head = None
+        if pyramid:
+            channels = tuple(shapes[name].channels for name in pyramid)
+            mask_head = MaskHead(
+                d=keys.HIDDEN_DIM,
+                heads=keys.NHEADS,
+                pyramid_channels=channels,
+                checkpointed="mask_head" in checkpointed,
+            )
+        data_sets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+        panoptic = PanopticSettings(keys.PANOPTIC.SCORE_THRESHOLD, keys.PANOPTIC.MIN_AREA, keys.PANOPTIC.STUFF_MERGE)
+        return {
+            "backbone": backbone,
+            "in_feature": in_feature,
+            "position_encoding": POSITION_ENCODINGS[keys.POSITION_EMBEDDING](keys.HIDDEN_DIM),
+            "transformer": Transformer(
+                d=keys.HIDDEN_DIM,
+                heads=keys.NHEADS,
+                encoder_layers=keys.ENC_LAYERS,
+                decoder_layers=keys.DEC_LAYERS,
+                feedforward=keys.DIM_FEEDFORWARD,
+                dropout=keys.DROPOUT,
+                pre_norm=keys.PRE_NORM,
+                checkpointed="transformer" in checkpointed,
+            ),
+            "criterion": SetCriterion(
+                matcher=HungarianMatcher(cost_class=1.0, cost_bbox=keys.L1_WEIGHT, cost_giou=keys.GIOU_WEIGHT),
+                num_classes=keys.NUM_CLASSES,
+                l1_weight=keys.L1_WEIGHT,
+                giou_weight=keys.GIOU_WEIGHT,
+                no_object_weight=keys.NO_OBJECT_WEIGHT,
+            ),
+            "postprocessor": Postprocessor(
+                is_thing=which_are_things(keys.NUM_CLASSES, data_sets, required=keys.PANOPTIC.ENABLED),
+                score_threshold=keys.INSTANCE_SCORE_THRESHOLD,
+                max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+                panoptic=panoptic if keys.PANOPTIC.ENABLED else None,
+            ),
+            "num_classes": keys.NUM_CLASSES,
+            "num_queries": keys.NUM_OBJECT_QUERIES,
+            "deep_supervision": keys.DEEP_SUPERVISION,
+            "mask_head": mask_head,
+            "pyramid": pyramid,
+            "freeze_detr": cfg.MODEL.MASK_ON and (keys.FREEZE_DETR or bool(keys.FROZEN_WEIGHTS)),
+            "inference_dtype": getattr(torch, keys.INFERENCE_DTYPE),
+            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+        }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Detectron2's standard contract.
 
         Each input is a dict with
 
-        * ``image``: (3, H_i, W_i) uint8 or float in the range 0..255, channels as in ``INPUT.FORMAT``
+        * ``image``: (C, H_i, W_i) uint8 or float in the range 0..255, channels as in ``INPUT.FORMAT``
         * ``instances`` (training): ``gt_boxes`` xyxy in pixels of ``image``, ``gt_classes`` in [0, K), with a
           mask head ``gt_masks``, BitMasks of the size of ``image``
         * ``height``, ``width`` (inference): the output's size in pixels; by default that of ``image``
 
-        Returns the dict of weighted losses in training, else a list of dicts, one an image, as
-        ``Postprocessor`` makes them: ``instances``, and ``panoptic_seg`` where it is enabled.
+        Returns the dict of weighted losses in training, else what ``inference`` returns.
         Raises InputError for labels outside [0, K), FloatingPointError where the outputs are not finite
         in training.
         """
+        if not self.training:
+            return self.inference(batched_inputs)
         images = self.preprocess(batched_inputs)
-        # A frozen DETR learns nothing from auxiliary losses.
-        all_layers = self.training and self.deep_supervision and not self.freeze_detr
-        outputs = self.predict(images, all_layers=all_layers)
-        if self.training:
-            return self.losses(outputs, self.targets(batched_inputs, tuple(images.tensor.shape[-2:])))
+        # With the box model frozen, auxiliary losses teach nothing.
+        outputs = self.forward_network(images, self.deep_supervision and not self.freeze_detr)
+        return self.losses(outputs, self.targets(batched_inputs, tuple(images.tensor.shape[-2:])))
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One dict per image, as ``Postprocessor`` makes them: ``instances``, and ``panoptic_seg`` if enabled.
+
+        No graph is kept; for gradients in evaluation mode call ``forward_network``.
+        """
+        images = self.preprocess(batched_inputs)
+        outputs = self.forward_network(images, return_intermediate=False)
         return self.postprocess(outputs, batched_inputs, images)
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """The normalised and padded batch (see ``normalised_batch``)."""
+        """The normalized and padded batch (see ``normalize_images``)."""
         backbone = self.backbone
-        return normalised_batch(
+        return normalize_images(
             batched_inputs, self.pixel_mean, self.pixel_std, backbone.size_divisibility, backbone.padding_constraints
         )
 
-    def predict(self, images: ImageList, all_layers: bool) -> Outputs:
-        """The network itself, but for the masks: who wants them says of which queries (see ``MaskHead``)."""
+    def forward_network(self, images: ImageList, return_intermediate: bool) -> Outputs:
+        """Backbone, transformer and heads. Masks are left to ``MaskHead``, which is told for which queries.
+
+        return_intermediate: whether the earlier decoder layers are wanted too, for the auxiliary losses
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_detr), self._precision():
-            return self._predict(images, all_layers)
+            features = self.backbone(images.tensor)
+            mask = padding_mask(images, features[self.in_feature].shape[-2:])
+            return self.forward_heads(features, mask, return_intermediate)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.training or self.inference_dtype == torch.float32:
-            return nullcontext()  # a training may have its own
+            return nullcontext()  # the training loop decides
         return torch.autocast(self.device.type, self.inference_dtype)
 
-    def _predict(self, images: ImageList, all_layers: bool) -> Outputs:
-        features = self.backbone(images.tensor)
-        return self.read(features, padding_mask(images, features[self.in_feature].shape[-2:]), all_layers)
+    def forward_heads(
+        self, features: dict[str, Tensor], key_padding_mask: Tensor | None, return_intermediate: bool
+    ) -> Outputs:
+        """Transformer and heads.
 
-    def read(self, features: dict[str, Tensor], padding: Tensor | None, all_layers: bool) -> Outputs:
-        """What follows the backbone.
-
-        features: name -> (N, C, H, W), as the backbone gives them
-        padding: (N, h, w) bool of the transformer's feature, True = padding; None where no image is padded
+        features: name -> (N, C, H, W), as the backbone returns them
+        key_padding_mask: (N, h, w) bool of the transformer's feature, True = padding; None where no image is padded
         """
         projected = self.input_proj(features[self.in_feature])  # (N, d, h, w)
         n, _, h, w = projected.shape
-        mask = padding if padding is not None else torch.zeros(n, h, w, dtype=torch.bool, device=projected.device)
+        mask = key_padding_mask
+        if mask is None:
+            mask = torch.zeros(n, h, w, dtype=torch.bool, device=projected.device)
         position = self.position_encoding(mask).to(projected.dtype)
-        decoded, memory = self.transformer(projected, position, self.query_embed.weight, padding, all_layers)
+        decoded, memory = self.transformer(
+            projected, position, self.query_embed.weight, key_padding_mask, return_intermediate
+        )
         mask_features = None
         if self.mask_head is not None:
             pyramid = tuple(features[name] for name in self.pyramid)
-            mask_features = MaskFeatures(projected, memory, padding, pyramid, queries=decoded[-1])
+            mask_features = MaskFeatures(projected, memory, key_padding_mask, pyramid, queries=decoded[-1])
         # The heads cost nothing, and half precision would show in scores and boxes.
         with torch.autocast(decoded.device.type, enabled=False):
             decoded = decoded.to(self.class_embed.weight.dtype)
-            return Outputs(self.class_embed(decoded), self.bbox_embed(decoded), mask_features)
+            return Outputs(self.class_embed(decoded), self.bbox_embed(decoded).sigmoid(), mask_features)
 
     def train(self, mode: bool = True) -> "Detr":
-        """A frozen DETR keeps its dropout, as in the original, but not one of its statistics moves."""
+        """With the box model frozen its dropout stays on, as in the original, but no statistic of a norm moves."""
         super().train(mode)
         if self.freeze_detr:
             self.backbone.eval()
         return self
 
     def targets(self, batched_inputs: list[dict[str, Any]], padded_size: tuple[int, int]) -> Targets:
-        """Ground truth on the model's device, boxes as cxcywh in [0, 1], masks padded to the batch's size."""
-        instances: list[Instances] = [x["instances"] for x in batched_inputs]
-        labels, boxes = [], []
-        for x, truth in zip(batched_inputs, instances, strict=True):
-            self._check_labels(truth.gt_classes, x)
-            height, width = truth.image_size
-            scale = truth.gt_boxes.tensor.new_tensor([width, height, width, height])
-            labels.append(truth.gt_classes)
-            boxes.append(box_convert(truth.gt_boxes.tensor, "xyxy", "cxcywh") / scale)
-        return Targets(
-            labels=torch.cat(labels).to(self.device, non_blocking=True),
-            boxes=torch.cat(boxes).to(self.device, non_blocking=True),
-            sizes=[len(x) for x in instances],
-            masks=self._target_masks(instances, padded_size) if self.mask_head is not None else None,
-        )
-
-    def _target_masks(self, instances: list[Instances], padded_size: tuple[int, int]) -> Tensor:
-        """(M, H, W) bool, False in the padding."""
-        total = sum(len(x) for x in instances)
-        masks = torch.zeros(total, *padded_size, dtype=torch.bool, device=self.device)
-        start = 0
-        for truth in instances:
-            if not truth.has("gt_masks") or not isinstance(truth.gt_masks, BitMasks):
-                kind = type(truth.gt_masks).__name__ if truth.has("gt_masks") else "nothing"
-                raise InputError(
-                    f"MODEL.MASK_ON is True, but the training targets have {kind} as gt_masks, and not BitMasks: the "
-                    "data set's mapper must give them, as detr.data's do"
-                )
-            height, width = truth.image_size
-            end = start + len(truth)
-            masks[start:end, :height, :width] = truth.gt_masks.tensor.to(self.device, non_blocking=True)
-            start = end
-        return masks
-
-    def _check_labels(self, labels: Tensor, x: dict[str, Any]) -> None:
-        # K itself would train as no-object without a word; a larger one kills a CUDA kernel later on.
-        if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
-            raise InputError(
-                f"{x.get('file_name', 'an image')} has the labels {sorted(set(labels.tolist()))}, outside "
-                f"[0, {self.num_classes}): set MODEL.DETR.NUM_CLASSES to the data set's number of classes"
-            )
+        """Ground truth on the model's device (see ``make_targets``)."""
+        size = None if self.mask_head is None else padded_size
+        return make_targets(batched_inputs, num_classes=self.num_classes, padded_size=size, device=self.device)
 
     def losses(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Weighted losses, of masks for matched queries alone; the metrics go to the event storage, never here."""
+        """Weighted losses, masks for matched queries only. Metrics go to the event storage, never into the dict."""
         logits = outputs.logits
         losses, matches = self.criterion(logits, outputs.boxes, targets)
         if self.mask_head is not None and outputs.mask_features is not None:
@@ -258,13 +279,15 @@ class Detr(nn.Module):
     def postprocess(
         self, outputs: Outputs, batched_inputs: list[dict[str, Any]], images: ImageList
     ) -> list[dict[str, Any]]:
-        """The last layer's outputs -> one dict an image, at output size."""
-        masks_of = None
+        """The last layer's outputs -> one dict per image, at output size."""
+        predict_masks = None
         if self.mask_head is not None and outputs.mask_features is not None:
-            masks_of = functools.partial(self._masks_of, outputs.mask_features)
-        return self.postprocessor.of_batch(outputs.logits[-1], outputs.boxes[-1], masks_of, batched_inputs, images)
+            predict_masks = functools.partial(self._predict_masks, outputs.mask_features)
+        return self.postprocessor.postprocess(
+            outputs.logits[-1], outputs.boxes[-1], predict_masks, batched_inputs, images
+        )
 
-    def _masks_of(self, features: MaskFeatures, index: int, queries: Tensor) -> Tensor:
+    def _predict_masks(self, features: MaskFeatures, index: int, queries: Tensor) -> Tensor:
         """Mask logits (R, h, w) of queries (R,) of one of the images."""
         assert self.mask_head is not None
         with self._precision():

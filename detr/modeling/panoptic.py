@@ -15,7 +15,6 @@ from torch import Tensor
 
 MASKS_AT_ONCE = 8  # a COCO image's mask logits at the input's size are 4 MB in float32
 PIXEL_ROWS_AT_ONCE = 64  # of an image, when its pixels are given to queries
-STUFF_MERGES = ("original", "exact")
 
 
 def panoptic_queries(logits: Tensor, score_threshold: float) -> tuple[Tensor, Tensor, Tensor]:

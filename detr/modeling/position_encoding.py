@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class SinePositionEncoding(nn.Module):
     """Fixed sines and cosines of the position within the unpadded image (paper, appendix A.4)."""
 
-    temperature = 10000.0  # longest wavelength, in units of the normalised axis
+    temperature = 10000.0  # longest wavelength, in units of the normalized axis
     eps = 1e-6
 
     def __init__(self, channels: int) -> None:

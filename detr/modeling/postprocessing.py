@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from detr.errors import InputError
 from detr.modeling.panoptic import MASKS_AT_ONCE, panoptic_queries, panoptic_segmentation
 
 Size = tuple[int, int]
@@ -34,18 +36,25 @@ class PanopticSettings:
 
 
 class Postprocessor(nn.Module):
-    """What becomes of an image's logits, boxes and masks."""
+    """Turns the network's outputs into instances and panoptic maps."""
 
     is_thing: Tensor
 
     def __init__(
-        self, *, is_thing: list[bool], score_threshold: float = 0.0, panoptic: PanopticSettings | None = None
+        self,
+        *,
+        is_thing: list[bool],
+        score_threshold: float = 0.0,
+        max_detections: int | None = None,
+        panoptic: PanopticSettings | None = None,
     ) -> None:
         """is_thing: for each of the K classes; stuff is no instance
-        score_threshold: with masks, instances of a lower score are left out
+        score_threshold: instances of a lower score are left out, and their masks are not computed
+        max_detections: the instances of an image that are kept, those of highest score; None for all
         panoptic: None for no panoptic map
         """
         super().__init__()
+        self.max_detections = max_detections
         self.has_stuff = not all(is_thing)
         self.score_threshold = score_threshold
         self.panoptic = panoptic
@@ -55,7 +64,7 @@ class Postprocessor(nn.Module):
         self,
         logits: Tensor,
         boxes: Tensor,
-        masks_of: Callable[[Tensor], Tensor] | None,
+        predict_masks: Callable[[Tensor], Tensor] | None,
         *,
         padded_size: Size,
         image_size: Size,
@@ -63,25 +72,23 @@ class Postprocessor(nn.Module):
     ) -> dict[str, Any]:
         """logits: (Q, K + 1); boxes: (Q, 4) cxcywh in [0, 1]
 
-        masks_of: queries (R,) -> their mask logits (R, h, w); None in a model without masks. It is asked once,
+        predict_masks: queries (R,) -> their mask logits (R, h, w); None in a model without masks. It is asked once,
         for the queries that count.
 
         Returns ``instances`` (see ``box_instances``; with ``pred_masks`` (I, height, width) bool where there are
         masks), and where it is wanted ``panoptic_seg`` (see ``panoptic_segmentation``).
         """
         instances = box_instances(logits, boxes, size)
-        chosen = torch.ones_like(instances.scores, dtype=torch.bool)
-        if self.has_stuff:
-            chosen = self.is_thing[instances.pred_classes]
-        if masks_of is None:
-            return {"instances": instances[chosen] if self.has_stuff else instances}
-
-        chosen = chosen & (instances.scores >= self.score_threshold)
+        chosen = self._choose(instances)
+        if predict_masks is None:
+            return {"instances": instances if chosen is None else instances[chosen]}
+        if chosen is None:
+            chosen = torch.ones_like(instances.scores, dtype=torch.bool)
         counts = chosen.clone()
         if self.panoptic is not None:
             queries, labels, scores = panoptic_queries(logits, self.panoptic.score_threshold)
             counts[queries] = True
-        mask_logits = masks_of(counts.nonzero().squeeze(1))
+        mask_logits = predict_masks(counts.nonzero().squeeze(1))
         row = counts.cumsum(0) - 1  # (Q,): where a query's mask is among these
         sizes = {"padded_size": padded_size, "image_size": image_size, "size": size}
         results: dict[str, Any] = {}
@@ -99,18 +106,32 @@ class Postprocessor(nn.Module):
         instances.pred_masks = instance_masks(mask_logits[row[chosen]], **sizes)
         return {"instances": instances, **results}
 
-    def of_batch(
+    def _choose(self, instances: Instances) -> Tensor | None:
+        """(Q,) bool: which of an image's instances are kept; None for all of them."""
+        scores = instances.scores
+        limited = self.max_detections is not None and len(scores) > self.max_detections
+        if not (self.has_stuff or self.score_threshold > 0 or limited):
+            return None  # an index by a mask would wait for the GPU
+        chosen = scores >= self.score_threshold
+        if self.has_stuff:
+            chosen &= self.is_thing[instances.pred_classes]
+        if limited:
+            order = scores.masked_fill(~chosen, -1).argsort(descending=True, stable=True)
+            chosen[order[self.max_detections :]] = False
+        return chosen
+
+    def postprocess(
         self,
         logits: Tensor,
         boxes: Tensor,
-        masks_of: Callable[[int, Tensor], Tensor] | None,
+        predict_masks: Callable[[int, Tensor], Tensor] | None,
         batched_inputs: list[dict[str, Any]],
         images: ImageList,
     ) -> list[dict[str, Any]]:
         """One dict an image, at output size: ``height`` and ``width`` of the input, by default its image's own.
 
         logits: (N, Q, K + 1); boxes: (N, Q, 4) cxcywh in [0, 1]
-        masks_of: an image in [0, N) and its queries (R,) -> their mask logits (R, h, w). It is asked for one image
+        predict_masks: an image in [0, N) and its queries (R,) -> their mask logits (R, h, w). It is asked for one image
             after the other: 16 images' mask logits alone would take half a gigabyte
         """
         results = []
@@ -119,7 +140,7 @@ class Postprocessor(nn.Module):
                 self(
                     logits[index],
                     boxes[index].float(),
-                    None if masks_of is None else functools.partial(masks_of, index),
+                    None if predict_masks is None else functools.partial(predict_masks, index),
                     padded_size=tuple(images.tensor.shape[-2:]),
                     image_size=image_size,
                     size=(int(x.get("height", image_size[0])), int(x.get("width", image_size[1]))),
@@ -161,3 +182,23 @@ def instance_masks(logits: Tensor, padded_size: Size, image_size: Size, size: Si
         # Not x > 0: the sigmoid of a logit between 0 and 1e-7 is rounded to a half.
         mask.copy_((x.sigmoid() > 0.5)[:, 0])
     return masks
+
+
+def which_are_things(num_classes: int, dataset_names: tuple[str, ...], required: bool) -> list[bool]:
+    """For each class whether it is a thing, from the metadata of the first data set that numbers so many classes.
+
+    Raises InputError where none does and it is ``required``.
+    """
+    for name in dataset_names:
+        metadata = MetadataCatalog.get(name)
+        things = set((metadata.get("thing_dataset_id_to_contiguous_id") or {}).values())
+        stuff = set((metadata.get("stuff_dataset_id_to_contiguous_id") or {}).values())
+        if things | stuff == set(range(num_classes)) and not things & stuff:
+            return [index in things for index in range(num_classes)]
+    if required:
+        raise InputError(
+            f"MODEL.DETR.PANOPTIC.ENABLED needs to know things from stuff, but none of the data sets {dataset_names} "
+            f"has metadata of {num_classes} classes, things and stuff, numbered from 0 in one space: register it so, "
+            "or set MODEL.DETR.NUM_CLASSES to their number"
+        )
+    return [True] * num_classes

@@ -5,18 +5,18 @@
     Q  object queries
     L  decoder layers
     d  width of the model
-    padding  (N, S) bool, True = padding, or None where no image is padded
+    key_padding_mask  (N, S) bool, True = padding, or None where no image is padded
 
 Positions are added to queries and keys of every attention and never to values. Parameter names are
 those of the original's checkpoints.
 """
 
+import itertools
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from detr.modeling.attention import Attention
-from detr.modeling.dropout import Dropout
 
 
 class EncoderLayer(nn.Module):
@@ -25,22 +25,22 @@ class EncoderLayer(nn.Module):
     def __init__(self, d: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.self_attn = Attention(d, heads, dropout)
+        self.self_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)
         self.linear1, self.linear2 = nn.Linear(d, feedforward), nn.Linear(feedforward, d)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         """x, position: (N, S, d). Returns (N, S, d)."""
         if self.pre_norm:
-            x = x + self._attend(self.norm1(x), position, padding)
+            x = x + self._attend(self.norm1(x), position, key_padding_mask)
             return x + _feed_forward(self, self.norm2(x))
-        x = self.norm1(x + self._attend(x, position, padding))
+        x = self.norm1(x + self._attend(x, position, key_padding_mask))
         return self.norm2(x + _feed_forward(self, x))
 
-    def _attend(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
-        located = x + position
-        return self.dropout(self.self_attn(located, located, x, padding))
+    def _attend(self, x: Tensor, position: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        query = x + position
+        return self.dropout(_attend(self.self_attn, query, query, x, key_padding_mask))
 
 
 class DecoderLayer(nn.Module):
@@ -49,36 +49,36 @@ class DecoderLayer(nn.Module):
     def __init__(self, d: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.self_attn = Attention(d, heads, dropout)
-        self.multihead_attn = Attention(d, heads, dropout)  # cross-attention
+        self.self_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)
+        self.multihead_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)  # cross-attention
         self.linear1, self.linear2 = nn.Linear(d, feedforward), nn.Linear(feedforward, d)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, padding: Tensor | None
+        self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, key_padding_mask: Tensor | None
     ) -> Tensor:
         """x, query_embed: (N, Q, d); memory, memory_keys (memory + positions): (N, S, d). Returns (N, Q, d)."""
         if self.pre_norm:
             x = x + self._self_attend(self.norm1(x), query_embed)
-            x = x + self._cross_attend(self.norm2(x), query_embed, memory, memory_keys, padding)
+            x = x + self._cross_attend(self.norm2(x), query_embed, memory, memory_keys, key_padding_mask)
             return x + _feed_forward(self, self.norm3(x))
         x = self.norm1(x + self._self_attend(x, query_embed))
-        x = self.norm2(x + self._cross_attend(x, query_embed, memory, memory_keys, padding))
+        x = self.norm2(x + self._cross_attend(x, query_embed, memory, memory_keys, key_padding_mask))
         return self.norm3(x + _feed_forward(self, x))
 
     def _self_attend(self, x: Tensor, query_embed: Tensor) -> Tensor:
-        located = x + query_embed
-        return self.dropout(self.self_attn(located, located, x))
+        query = x + query_embed
+        return self.dropout(_attend(self.self_attn, query, query, x))
 
     def _cross_attend(
-        self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, padding: Tensor | None
+        self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, key_padding_mask: Tensor | None
     ) -> Tensor:
-        return self.dropout(self.multihead_attn(x + query_embed, memory_keys, memory, padding))
+        return self.dropout(_attend(self.multihead_attn, x + query_embed, memory_keys, memory, key_padding_mask))
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers; the pre-norm variant normalises its output."""
+    """A stack of encoder layers; the pre-norm variant normalizes its output."""
 
     def __init__(self, layers: list[EncoderLayer], norm: nn.LayerNorm | None, checkpointed: bool = False) -> None:
         super().__init__()
@@ -86,9 +86,9 @@ class Encoder(nn.Module):
         self.norm = norm
         self.checkpointed = checkpointed
 
-    def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         for layer in self.layers:
-            x = _run(layer, x, position, padding, checkpointed=self.checkpointed)
+            x = _run(layer, x, position, key_padding_mask, checkpointed=self.checkpointed)
         return x if self.norm is None else self.norm(x)
 
 
@@ -106,17 +106,17 @@ class Decoder(nn.Module):
         query_embed: Tensor,
         memory: Tensor,
         position: Tensor,
-        padding: Tensor | None,
-        all_layers: bool,
+        key_padding_mask: Tensor | None,
+        return_intermediate: bool,
     ) -> Tensor:
         """Returns (L, N, Q, d), or (1, N, Q, d) of the last layer alone."""
         memory_keys = memory + position  # the same for every layer
         x = torch.zeros_like(query_embed)
         outputs = []
         for layer in self.layers:
-            x = _run(layer, x, query_embed, memory, memory_keys, padding, checkpointed=self.checkpointed)
+            x = _run(layer, x, query_embed, memory, memory_keys, key_padding_mask, checkpointed=self.checkpointed)
             outputs.append(x)
-        return self.norm(torch.stack(outputs if all_layers else outputs[-1:]))
+        return self.norm(torch.stack(outputs if return_intermediate else outputs[-1:]))
 
 
 class Transformer(nn.Module):
@@ -152,26 +152,50 @@ class Transformer(nn.Module):
         features: Tensor,
         position: Tensor,
         query_embed: Tensor,
-        padding: Tensor | None,
-        all_layers: bool = True,
+        key_padding_mask: Tensor | None,
+        return_intermediate: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Decodes the queries against one feature map.
 
         features, position: (N, d, H, W)
         query_embed: (Q, d)
         padding: (N, H, W) bool, True = padding, or None
-        all_layers: whether the earlier decoder layers are wanted too, for the auxiliary losses
+        return_intermediate: whether the earlier decoder layers are wanted too, for the auxiliary losses
 
         Returns the decoder's outputs (L or 1, N, Q, d) and the memory (N, d, H, W).
         """
         n, _, h, w = features.shape
         x = features.flatten(2).transpose(1, 2)  # (N, S, d); OpenVINO does not know .mT
         position = position.flatten(2).transpose(1, 2)
-        padding = None if padding is None else padding.flatten(1)
-        memory = self.encoder(x, position, padding)
+        key_padding_mask = None if key_padding_mask is None else key_padding_mask.flatten(1)
+        memory = self.encoder(x, position, key_padding_mask)
         queries = query_embed.expand(n, -1, -1)
-        decoded = self.decoder(queries, memory, position, padding, all_layers)
+        decoded = self.decoder(queries, memory, position, key_padding_mask, return_intermediate)
         return decoded, memory.transpose(1, 2).unflatten(2, (h, w))
+
+
+class MLP(nn.Module):
+    """A perceptron with ReLU between its layers; the one of 3 layers predicts boxes (paper, sec. 3.2)."""
+
+    def __init__(self, d_in: int, d_hidden: int, d_out: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [d_in, *[d_hidden] * (num_layers - 1), d_out]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., d_in). Returns (..., d_out)."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = layer(x).relu()
+        return last(x)  # type: ignore[no-any-return]
+
+
+def _attend(
+    attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None
+) -> Tensor:
+    """query (N, T, d), key and value (N, S, d). Returns (N, T, d); the weights are never computed as a tensor."""
+    attended: Tensor = attention(query, key, value, key_padding_mask=key_padding_mask, need_weights=False)[0]
+    return attended
 
 
 def _run(layer: nn.Module, *inputs: Tensor | None, checkpointed: bool) -> Tensor:
@@ -181,5 +205,4 @@ def _run(layer: nn.Module, *inputs: Tensor | None, checkpointed: bool) -> Tensor
 
 
 def _feed_forward(layer: EncoderLayer | DecoderLayer, x: Tensor) -> Tensor:
-    # Dropout before ReLU is the same as behind it, and what ReLU keeps, the next layer keeps too.
-    return layer.dropout(layer.linear2(layer.dropout(layer.linear1(x)).relu_()))  # type: ignore[no-any-return]
+    return layer.dropout(layer.linear2(layer.dropout(F.relu(layer.linear1(x)))))  # type: ignore[no-any-return]

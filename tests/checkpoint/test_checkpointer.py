@@ -14,10 +14,10 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from detr.checkpoint import DetrCheckpointer
-from detr.checkpoint.architecture import Facts
-from detr.checkpoint.conversion import Request, convert
+from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.formats import to_detectron2
 from detr.checkpoint.source import read
+from detr.convert.conversion import Request, convert
 from detr.errors import InputError
 from tests.checkpoint.samples import Mkdir, as_wrapper, small_original
 from tests.parity.pairs import config
@@ -194,7 +194,7 @@ def test_a_training_tells_what_tensors_do_not(tmp_path, caplog):
     model = build_model(small_config(MODEL__DETR__NHEADS=4, MODEL__RESNETS__RES5_DILATION=2))
     DetrCheckpointer(model, str(tmp_path)).save("model", iteration=3)
     source = read(str(tmp_path / "model.pth"))
-    assert source.facts == Facts(dilation=True, heads=4)
+    assert source.info == CheckpointInfo(dilation=True, heads=4)
     lines, _, _ = warnings_of(caplog, small_config(), str(tmp_path / "model.pth"))
     assert len(lines) == 2
 

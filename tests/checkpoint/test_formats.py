@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from detr.checkpoint import formats
-from detr.checkpoint.completeness import missing_keys
-from detr.checkpoint.formats import from_detectron2, recognise, target_format, to_detectron2
+from detr.checkpoint.architecture import missing_keys
+from detr.checkpoint.formats import from_detectron2, recognize, target_format, to_detectron2
 from detr.checkpoint.rows import NEVER, PANOPTIC, THINGS, coco_rows
 from detr.errors import InputError
 from tests.checkpoint.samples import as_wrapper
@@ -118,21 +118,21 @@ def test_the_wrapper_is_understood(ours, wrapped, masks):
 
 
 def test_formats_are_told_apart(original, ours, wrapped):
-    assert recognise(original) is formats.ORIGINAL
-    assert recognise({f"detr.{key}": 0 for key in original}) is formats.ORIGINAL_MASKS
-    assert recognise(ours) is formats.DETECTRON2
-    assert recognise(wrapped) is formats.WRAPPER
-    assert recognise({key.removeprefix("backbone."): 0 for key in ours}) is formats.RESNET
-    assert recognise({key.removeprefix("backbone.0.body."): 0 for key in original}) is formats.TORCHVISION
+    assert recognize(original) is formats.ORIGINAL
+    assert recognize({f"detr.{key}": 0 for key in original}) is formats.ORIGINAL_MASKS
+    assert recognize(ours) is formats.DETECTRON2
+    assert recognize(wrapped) is formats.WRAPPER
+    assert recognize({key.removeprefix("backbone."): 0 for key in ours}) is formats.RESNET
+    assert recognize({key.removeprefix("backbone.0.body."): 0 for key in original}) is formats.TORCHVISION
     for name in ("TRANSFORMERS_TIMM", "TRANSFORMERS_RESNET"):
         target = getattr(formats, name)
-        assert recognise(from_detectron2(ours, target).state) is target
+        assert recognize(from_detectron2(ours, target).state) is target
         masks = getattr(formats, f"{name}_MASKS")
         assert (
-            recognise(from_detectron2(ours | {"mask_head.lay1.bias": ours["class_embed.bias"]}, masks).state) is masks
+            recognize(from_detectron2(ours | {"mask_head.lay1.bias": ours["class_embed.bias"]}, masks).state) is masks
         )
-    assert recognise({}) is None
-    assert recognise({"head.weight": 0}) is None
+    assert recognize({}) is None
+    assert recognize({"head.weight": 0}) is None
     with pytest.raises(InputError, match=r"no format that is known here: the first keys are head\.weight"):
         to_detectron2({"head.weight": torch.ones(1)})
 

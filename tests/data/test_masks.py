@@ -130,7 +130,7 @@ def test_a_flip_and_a_crop_move_masks_exactly(image):
 
 
 def test_a_resize_takes_the_pixel_at_the_corner():
-    """3 pixels of 10: the original takes 0, 3 and 6, the centres would be 1, 5 and 8."""
+    """3 pixels of 10: the original takes 0, 3 and 6, the centers would be 1, 5 and 8."""
     mask = np.zeros((10, 10), dtype=bool)
     mask[[0, 3, 6]] = True
     transform = ResizeShortestEdge(3, 100).get_transform(np.zeros((10, 10, 3)))

@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from detr.data import shapes
-from detr.data.shapes_drawing import draw_scene
+from detr.data.shapes.drawing import draw_scene
 from detr.errors import InputError
 from tests.source_tree import ROOT
 

@@ -107,7 +107,7 @@ def test_resuming_goes_on_where_the_checkpoint_ends(trained, tmp_path):
     assert checkpoint["iteration"] == 19
     states = checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
     steps = {int(state["step"]) for state in states.values()}
-    assert steps == {20}  # 10 before and 10 after: the optimiser's state came along
+    assert steps == {20}  # 10 before and 10 after: the optimizer's state came along
 
 
 def test_a_second_training_does_not_write_over_the_first(trained):

@@ -11,7 +11,7 @@ import train_net
 from detr.checkpoint.formats import to_detectron2
 from tests.checkpoint.samples import as_wrapper, small_original
 from tests.conftest import as_opts
-from tests.engine.test_setup import WRAPPER_YAML
+from tests.engine.test_defaults import WRAPPER_YAML
 
 WRAPPER_SEGMENTATION_YAML = WRAPPER_YAML.replace("MASK_ON: False", "MASK_ON: True").replace(
     "  DETR:\n", '  DETR:\n    FROZEN_WEIGHTS: ""\n'

@@ -37,7 +37,7 @@ def features():
     return MaskFeatures(
         projected=random(D, *SIZE),
         memory=random(D, *SIZE),
-        padding=padding,
+        key_padding_mask=padding,
         pyramid=tuple(random(c, *size) for c, size in zip(PYRAMID, PYRAMID_SIZES, strict=True)),
         queries=random(QUERIES, D),
     )
@@ -50,7 +50,7 @@ def plain_attention(head, features, image, query):
     scores = torch.stack(
         [k_head @ q_head / (D / HEADS) ** 0.5 for q_head, k_head in zip(q.chunk(HEADS), k.chunk(HEADS, 1), strict=True)]
     )
-    scores[:, features.padding[image].flatten()] = -torch.inf
+    scores[:, features.key_padding_mask[image].flatten()] = -torch.inf
     return scores.flatten().softmax(0).view(HEADS, *SIZE)
 
 
@@ -87,19 +87,19 @@ def test_an_image_taken_out_of_the_batch_keeps_its_masks(head, features):
     queries = torch.tensor([8, 2, 4])
     together = head(features, torch.ones_like(queries), queries)
     torch.testing.assert_close(head(features.of_image(1), torch.zeros_like(queries), queries), together)
-    unpadded = MaskFeatures(**{**vars(features), "padding": None})
+    unpadded = MaskFeatures(**{**vars(features), "key_padding_mask": None})
     alone = head(unpadded.of_image(0), torch.zeros_like(queries), queries)  # the first image has no padding
     torch.testing.assert_close(alone, head(features, torch.zeros_like(queries), queries))
 
 
 def test_attention_never_looks_at_the_padding(head, features):
-    before = head.attention(features.queries, features.memory, features.padding)  # (N, Q, M, h, w)
+    before = head.attention(features.queries, features.memory, features.key_padding_mask)  # (N, Q, M, h, w)
     torch.testing.assert_close(before.sum((2, 3, 4)), torch.ones(IMAGES, QUERIES, dtype=torch.float64))
     assert (before[1, :, :, 3:] == 0).all()
     assert (before[1, :, :, :, 5:] == 0).all()
     assert (before[0] > 0).all()
-    memory = torch.where(features.padding[:, None], 1e3, features.memory)
-    assert torch.equal(head.attention(features.queries, memory, features.padding), before)
+    memory = torch.where(features.key_padding_mask[:, None], 1e3, features.memory)
+    assert torch.equal(head.attention(features.queries, memory, features.key_padding_mask), before)
     assert not torch.equal(head.attention(features.queries, memory, None), before)
 
 

@@ -6,10 +6,10 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks
 from detectron2.utils.events import EventStorage
 
-from detr.engine.setup import load_config
+from detr.engine.defaults import load_config
 from detr.errors import InputError
 from tests.conftest import make_input
-from tests.engine.test_setup import WRAPPER_YAML
+from tests.engine.test_defaults import WRAPPER_YAML
 
 BOXES = [[10.0, 12.0, 50.0, 60.0], [60.0, 20.0, 100.0, 80.0]]
 
@@ -122,9 +122,9 @@ def test_the_mask_head_changes_no_box_and_reads_the_last_layer(tiny_config):
     model = build(tiny_config, MASKS).eval()
     images = model.preprocess([make_input([], [], (96, 128)), make_input([], [], (90, 101))])
     with torch.no_grad():
-        every, last = (model.predict(images, all_layers=flag) for flag in (True, False))
+        every, last = (model.forward_network(images, return_intermediate=flag) for flag in (True, False))
         model.mask_head = None
-        without = model.predict(images, all_layers=False)
+        without = model.forward_network(images, return_intermediate=False)
     torch.testing.assert_close(every.mask_features.queries, last.mask_features.queries)
     assert without.mask_features is None
     assert torch.equal(without.logits, last.logits)
@@ -161,7 +161,7 @@ def test_mask_losses_are_of_the_last_layers_matches(tiny_config):
     with torch.no_grad():
         model.query_embed.weight.mul_(5)
         batch = [with_masks(make_input(BOXES, [0, 1], size, seed)) for seed, size in enumerate([(96, 128), (90, 101)])]
-        outputs = model.predict(model.preprocess(batch), all_layers=True)
+        outputs = model.forward_network(model.preprocess(batch), return_intermediate=True)
         targets = model.targets(batch, (96, 128))
         losses = model.losses(outputs, targets)
         matches = model.criterion.matcher(outputs.logits[-1:], outputs.boxes[-1:], targets)
@@ -235,15 +235,15 @@ def test_a_frozen_detr_stays_as_it_is(tiny_config, key):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"MODEL.DETR.FREEZE_DETR": True}, r"FREEZE_DETR is True, which wants masks: set MODEL\.MASK_ON True"),
-        ({"MODEL.DETR.PANOPTIC.ENABLED": True}, r"PANOPTIC\.ENABLED is True, which wants masks"),
+        ({"MODEL.DETR.FREEZE_DETR": True}, r"FREEZE_DETR is True, which needs masks: set MODEL\.MASK_ON True"),
+        ({"MODEL.DETR.PANOPTIC.ENABLED": True}, r"PANOPTIC\.ENABLED is True, which needs masks"),
         (
             {**MASKS, "MODEL.DETR.PANOPTIC.STUFF_MERGE": "none"},
             "STUFF_MERGE is 'none': it must be one of original, exact",
         ),
         (
             {**MASKS, "MODEL.DETR.PANOPTIC.ENABLED": True, "MODEL.DETR.NUM_CLASSES": 9},
-            r"wants to know things from stuff, but none of the data sets .*shapes_val.* has metadata of 9 classes",
+            r"needs to know things from stuff, but none of the data sets .*shapes_val.* has metadata of 9 classes",
         ),
     ],
     ids=str,
@@ -261,8 +261,8 @@ def lively_panoptic(tiny_config, settings=None):
     with torch.no_grad():
         model.query_embed.weight.mul_(5)
         model.mask_head.out_lay.weight.mul_(10)
-        # Fresh queries are nearly alike: their logits are centred and spread.
-        logits = model.predict(model.preprocess([make_input([], [])]), all_layers=False).logits[-1, 0]
+        # Fresh queries are nearly alike: their logits are centered and spread.
+        logits = model.forward_network(model.preprocess([make_input([], [])]), return_intermediate=False).logits[-1, 0]
         scale = 2 / logits.std(0)
         model.class_embed.weight.mul_(scale[:, None])
         model.class_embed.bias.copy_((model.class_embed.bias - logits.mean(0)) * scale)
@@ -275,7 +275,7 @@ def test_panoptic_maps_and_the_instances_of_things(tiny_config):
     inputs[1].update(height=180, width=303)
     with torch.no_grad():
         outputs = model(inputs)
-        logits = model.predict(model.preprocess(inputs), all_layers=False).logits[-1]
+        logits = model.forward_network(model.preprocess(inputs), return_intermediate=False).logits[-1]
     for output, x, logit in zip(outputs, inputs, logits, strict=True):
         best = logit[:, :-1].argmax(-1)
         assert output["instances"].pred_classes.tolist() == best[best < 4].tolist()
@@ -302,7 +302,7 @@ def test_the_mask_head_runs_on_the_queries_that_count(tiny_config, monkeypatch):
     x = make_input([], [], (96, 128))
     with torch.no_grad():
         (output,) = model([x])
-        probability = model.predict(model.preprocess([x]), all_layers=False).logits[-1, 0].softmax(-1)
+        probability = model.forward_network(model.preprocess([x]), return_intermediate=False).logits[-1, 0].softmax(-1)
     scores, best = probability[:, :-1].max(-1)
     in_map = (scores > 0.85) & (scores > probability[:, -1])
     expected = (in_map | ((scores >= 0.5) & (best < 4))).nonzero().squeeze(1).tolist()
@@ -331,7 +331,7 @@ def test_metrics_go_to_the_event_storage_and_never_to_the_loss(tiny_config):
     assert all(key.startswith("loss_") for key in losses)
 
 
-def test_without_deep_supervision_the_last_layer_alone_is_penalised(tiny_config):
+def test_without_deep_supervision_the_last_layer_alone_is_penalized(tiny_config):
     model = build(tiny_config, {"MODEL.DETR.DEEP_SUPERVISION": False}).train()
     assert model([make_input(BOXES, [0, 1])]).keys() == {"loss_ce", "loss_bbox", "loss_giou"}
 

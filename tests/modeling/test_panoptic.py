@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr.modeling.panoptic import STUFF_MERGES, panoptic_queries, panoptic_segmentation
+from detr.config import STUFF_MERGES
+from detr.modeling.panoptic import panoptic_queries, panoptic_segmentation
 
 CUP, DOG, SKY, SEA = range(4)
 IS_THING = torch.tensor([True, True, False, False])
@@ -165,8 +166,8 @@ def test_where_all_is_dropped_the_map_is_void(stuff_merge):
     assert segments == []
 
 
-def test_pixels_are_those_at_the_centres():
-    """Of five columns, three new ones have their centres in the first, the third and the fifth; of one row, two."""
+def test_pixels_are_those_at_the_centers():
+    """Of five columns, three new ones have their centers in the first, the third and the fifth; of one row, two."""
     logits = drawn("30000", "03000", "00300", "00030", "00003")
     found, segments = segment(logits, [CUP] * 5, size=(2, 3), min_area=1)
     assert found == rows("123 123")

@@ -22,7 +22,7 @@ def test_shapes(transformer):
     decoded, memory = transformer(features, position, queries, None)
     assert decoded.shape == (3, 2, 6, 16)
     assert memory.shape == features.shape
-    last, _ = transformer(features, position, queries, None, all_layers=False)
+    last, _ = transformer(features, position, queries, None, return_intermediate=False)
     torch.testing.assert_close(last, decoded[-1:])
 
 

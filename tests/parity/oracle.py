@@ -1,6 +1,6 @@
 """The authors' DETR (PyPI `detr==0.1.4`, unpacked in `.oracle/`) as the live oracle of parity tests.
 
-The oracle is run, never read from: everything here rests on its signatures and its behaviour.
+The oracle is run, never read from: everything here rests on its signatures and its behavior.
 
     model, criterion, postprocessors = lively_original("detr_R_50")
     outputs = run_original(model, [sample_image(224, 288)])
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr.engine.original_code import Original, build, load_original
+from detr.convert.reference import Original, build, load_original
 
 ORACLE_ROOT = Path(__file__).resolve().parents[2] / ".oracle"
 COCO_CLASSES = 91  # the original's heads count COCO category ids: 0..90 for boxes,
@@ -106,11 +106,11 @@ def enliven(model: Any, seed: int = 0) -> None:
     for hook in hooks:
         hook.remove()
     logits, boxes = outputs["pred_logits"].flatten(0, 1), outputs["pred_boxes"].flatten(0, 1)
-    _standardise(detr.class_embed, logits, mean=0.0, std=3.0)
+    _standardize(detr.class_embed, logits, mean=0.0, std=3.0)
     center_and_size = torch.tensor([0.0, 0.0, -1.0, -1.0])  # sizes about sigmoid(-1) of the image
-    _standardise(detr.bbox_embed.layers[-1], boxes.logit(), center_and_size, std=1.0)
+    _standardize(detr.bbox_embed.layers[-1], boxes.logit(), center_and_size, std=1.0)
     if "pred_masks" in outputs:
-        _standardise(model.mask_head.out_lay, outputs["pred_masks"].reshape(-1, 1), mean=0.0, std=3.0)
+        _standardize(model.mask_head.out_lay, outputs["pred_masks"].reshape(-1, 1), mean=0.0, std=3.0)
 
     dropped = torch.ones_like(detr.class_embed.bias, dtype=torch.bool)
     dropped[kept_rows(detr.class_embed.out_features)] = False
@@ -139,7 +139,7 @@ def _spread_tokens(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Te
     tokens = output.movedim(channel, -1).flatten(0, -2)
     if tokens.std(dim=0).mean() < 1e-3:
         return None  # the decoder starts at zero: nothing to spread yet
-    _standardise(layer, tokens, mean=tokens.mean(dim=0) * 0.1, std=1.0)
+    _standardize(layer, tokens, mean=tokens.mean(dim=0) * 0.1, std=1.0)
     return layer.forward(*inputs)
 
 
@@ -151,7 +151,7 @@ def _heed_attention(layer: Any, inputs: tuple[Tensor, ...]) -> None:
     layer.weight.mul_((torch.where(attention, 16.0, 1.0) / std)[:, None, None])
 
 
-def _standardise(layer: Any, outputs: Tensor, mean: float | Tensor, std: float) -> None:
+def _standardize(layer: Any, outputs: Tensor, mean: float | Tensor, std: float) -> None:
     """Change weight and bias so that the layer's `outputs` (N, C) would have had `mean` and `std`."""
     scale = std / outputs.std(dim=0)  # (C,)
     layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
@@ -192,7 +192,7 @@ def sample_image(height: int, width: int, *, seed: int = 0) -> Tensor:
 
 
 def run_original(model: Any, images: Sequence[Tensor]) -> dict[str, Any]:
-    """Run on normalised images (3, H, W), each of its own size; autograd is the caller's choice.
+    """Run on normalized images (3, H, W), each of its own size; autograd is the caller's choice.
 
     Returns pred_logits (B, Q, K + 1), pred_boxes (B, Q, 4) cxcywh in [0, 1] of the unpadded image,
     with masks pred_masks (B, Q, h, w) logits at stride 4 of the padded batch, and with aux_loss
@@ -218,6 +218,6 @@ def original_targets(
 
 
 def original_test_transform() -> Callable[[Image.Image], Tensor]:
-    """RGB PIL image -> normalised (3, H, W), resized 800 / 1333, as the original validates."""
+    """RGB PIL image -> normalized (3, H, W), resized 800 / 1333, as the original validates."""
     transform = load_oracle().make_coco_transforms("val")
     return lambda image: transform(image, None)[0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detr.checkpoint.formats import to_detectron2
 from detr.checkpoint.rows import THINGS, coco_rows
-from detr.engine.setup import load_config
+from detr.engine.defaults import load_config
 from detr.modeling.matcher import Targets
 from detr.modeling.meta_arch import Detr
 from tests.parity.oracle import lively_original, original_checkpoint, original_targets, sample_image
@@ -56,17 +56,17 @@ def converted(original: nn.Module, cfg: CfgNode) -> Detr:
 
 
 def image_batch(sizes: list[tuple[int, int]], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Normalised images (3, H, W)."""
+    """Normalized images (3, H, W)."""
     return [sample_image(*size, seed=seed).to(dtype) for seed, size in enumerate(sizes)]
 
 
 def run_ours(model: Detr, images: list[Tensor]) -> tuple[Tensor, Tensor]:
     """logits (L, N, Q, K + 1) and boxes (L, N, Q, 4) of all decoder layers."""
-    outputs = model.predict(ImageList.from_tensors(images), all_layers=True)
+    outputs = model.forward_network(ImageList.from_tensors(images), return_intermediate=True)
     return outputs.logits, outputs.boxes
 
 
-def all_layers(outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def return_intermediate(outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The original's outputs stacked as ours are, with the class rows that ours has."""
     layers = [*outputs["aux_outputs"], outputs]
     logits = torch.stack([layer["pred_logits"] for layer in layers])[..., coco_rows(THINGS)]

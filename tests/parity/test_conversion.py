@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr.checkpoint.architecture import Facts
-from detr.checkpoint.conversion import Request, convert
+from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.rows import CLASS_KEYS, COCO_ROWS, NEVER, PANOPTIC, THINGS, coco_rows
 from detr.checkpoint.source import read
-from detr.engine.verification import Found, compare, run
+from detr.convert.conversion import Request, convert
+from detr.convert.verification import ModelOutputs, compare, run
 from tests.parity.oracle import lively_original, original_checkpoint
 
 DETECTION = ["detr_R_50", "detr_R_50_DC5", "detr_R_101", "detr_R_101_DC5"]
@@ -22,27 +22,27 @@ PANOPTIC_MODELS = ["detr_R_50_panoptic", "detr_R_50_DC5_panoptic", "detr_R_101_p
 class Case:
     """One model in the authors' format and in Detectron2's, on disk."""
 
-    facts: Facts
+    info: CheckpointInfo
     num_classes: int
     folder: Path
-    found: Found  # by the authors' code
+    found: ModelOutputs  # by the authors' code
 
     def convert(self, source: str, output: str, to: str, **options: object) -> str:
-        request = Request(str(self.folder / source), str(self.folder / output), to, dc5=bool(self.facts.dilation))
+        request = Request(str(self.folder / source), str(self.folder / output), to, dc5=bool(self.info.dilation))
         return convert(Request(**{**vars(request), "overwrite": True, **options})).output
 
-    def run(self, path: str) -> Found:
-        return of_categories(run(read(path), self.facts))
+    def run(self, path: str) -> ModelOutputs:
+        return of_categories(run(read(path), self.info))
 
     def state(self, name: str) -> dict[str, Tensor]:
         return read(str(self.folder / name)).state
 
 
-def of_categories(found: Found) -> Found:
+def of_categories(found: ModelOutputs) -> ModelOutputs:
     """With the logits of the categories that COCO has: rows of unused ids are lost on the way, and filled."""
     rows = found.logits.shape[-1]
     logits = found.logits[..., coco_rows(COCO_ROWS[rows])] if rows in COCO_ROWS else found.logits
-    return Found(logits, found.boxes, found.masks)
+    return ModelOutputs(logits, found.boxes, found.masks)
 
 
 @pytest.fixture(scope="module", params=DETECTION + PANOPTIC_MODELS)
@@ -54,9 +54,9 @@ def case(request, tmp_path_factory) -> Case:
     folder = tmp_path_factory.mktemp(name)
     torch.save(original_checkpoint(original), folder / "original.pth")
     del original
-    facts = Facts(dilation="DC5" in name, heads=8)
-    found = of_categories(run(read(str(folder / "original.pth")), facts))
-    case = Case(facts, PANOPTIC if panoptic else THINGS, folder, found)
+    info = CheckpointInfo(dilation="DC5" in name, heads=8)
+    found = of_categories(run(read(str(folder / "original.pth")), info))
+    case = Case(info, PANOPTIC if panoptic else THINGS, folder, found)
     case.convert("original.pth", "detectron2.pth", "detectron2")
     return case
 
@@ -83,7 +83,7 @@ def test_original_to_detectron2_and_back(case):
 
 @pytest.mark.parametrize("backbone", ["resnet", "timm"])
 def test_detectron2_to_transformers_and_back(case, backbone):
-    if backbone == "resnet" and case.facts.dilation:
+    if backbone == "resnet" and case.info.dilation:
         with pytest.raises(Exception, match="transformers' own ResNet has no dilation: --backbone timm"):
             case.convert("detectron2.pth", backbone, "transformers", backbone=backbone)
         return

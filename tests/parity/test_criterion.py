@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.parity.oracle import run_original
-from tests.parity.pairs import PADDED, all_layers, image_batch, make_pair, random_targets
+from tests.parity.pairs import PADDED, image_batch, make_pair, random_targets, return_intermediate
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_matched_pairs_are_identical(outputs, criterion, sizes):
     """130 objects are more than the 100 queries."""
     pair = make_pair("detr_R_50")
     targets, theirs = random_targets(sizes, seed=sum(sizes))
-    matches = criterion.matcher(*all_layers(outputs), targets)
+    matches = criterion.matcher(*return_intermediate(outputs), targets)
     starts = [0, sizes[0]]
     for layer, output in enumerate([*outputs["aux_outputs"], outputs]):
         for image, (queries, objects) in enumerate(pair.criterion.matcher(output, theirs)):
@@ -45,7 +45,7 @@ def test_matched_pairs_are_identical(outputs, criterion, sizes):
 def test_every_loss(outputs, criterion, sizes):
     pair = make_pair("detr_R_50")
     targets, theirs = random_targets(sizes, seed=1)
-    ours, matches = criterion(*all_layers(outputs), targets)
+    ours, matches = criterion(*return_intermediate(outputs), targets)
     expected = pair.criterion(outputs, theirs)
     weighted = {key: expected[key] * weight for key, weight in pair.criterion.weight_dict.items() if key in expected}
     assert ours.keys() == weighted.keys()
@@ -53,7 +53,7 @@ def test_every_loss(outputs, criterion, sizes):
     for key, value in weighted.items():
         torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=0, msg=lambda text, key=key: f"{key}: {text}")
 
-    logits, _ = all_layers(outputs)
+    logits, _ = return_intermediate(outputs)
     metrics = criterion.metrics(logits, targets, matches)
     assert not metrics.keys() & ours.keys()
     torch.testing.assert_close(metrics["class_error"], expected["class_error"])

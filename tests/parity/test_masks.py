@@ -34,7 +34,7 @@ def test_mask_logits(panoptic, sizes):
     original, ours = panoptic
     images = image_batch(sizes)
     expected = run_original(original, images)
-    outputs = ours.predict(ImageList.from_tensors(images), all_layers=False)
+    outputs = ours.forward_network(ImageList.from_tensors(images), return_intermediate=False)
     masks = expected["pred_masks"]
     assert masks.flatten(2).std(1).mean() > 1  # the queries' masks differ: else agreement says little
     torch.testing.assert_close(mask_logits(ours, outputs), masks, atol=1e-8, rtol=0)
@@ -51,7 +51,7 @@ def test_instance_masks_from_end_to_end():
     images = image_batch(PADDED)
     expected = {key: x.float() for key, x in run_original(original.double(), images).items() if key != "aux_outputs"}
     batched = ImageList.from_tensors(images)
-    outputs = ours.predict(batched, all_layers=False)
+    outputs = ours.forward_network(batched, return_intermediate=False)
     batch = [{"height": height, "width": width} for height, width in OUTPUT_SIZES]
     found = [x["instances"] for x in ours.postprocess(outputs, batch, batched)]
 

@@ -13,12 +13,12 @@ from tests.parity.pairs import (
     MODELS,
     PADDED,
     SINGLE,
-    all_layers,
     config,
     converted,
     image_batch,
     make_pair,
     random_targets,
+    return_intermediate,
     run_ours,
 )
 
@@ -30,7 +30,7 @@ def test_outputs_of_all_decoder_layers(name):
         images = image_batch(sizes)
         with torch.no_grad():
             logits, boxes = run_ours(pair.ours, images)
-            expected_logits, expected_boxes = all_layers(run_original(pair.original, images))
+            expected_logits, expected_boxes = return_intermediate(run_original(pair.original, images))
         assert expected_logits.std() > 1  # lively: else agreement says little
         torch.testing.assert_close(logits, expected_logits, atol=1e-9, rtol=0)
         torch.testing.assert_close(boxes, expected_boxes, atol=1e-9, rtol=0)
@@ -45,7 +45,7 @@ def test_outputs_in_single_precision(name):
         images = image_batch(sizes, torch.float32)
         with torch.no_grad():
             logits, boxes = run_ours(ours, images)
-            expected_logits, expected_boxes = all_layers(run_original(original, images))
+            expected_logits, expected_boxes = return_intermediate(run_original(original, images))
         torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=0)
         torch.testing.assert_close(boxes, expected_boxes, atol=1e-5, rtol=0)
 
@@ -56,7 +56,7 @@ def test_outputs_of_the_variants(options):
     images = image_batch(PADDED)
     with torch.no_grad():
         logits, boxes = run_ours(pair.ours, images)
-        expected_logits, expected_boxes = all_layers(run_original(pair.original, images))
+        expected_logits, expected_boxes = return_intermediate(run_original(pair.original, images))
     torch.testing.assert_close(logits, expected_logits, atol=1e-9, rtol=0)
     torch.testing.assert_close(boxes, expected_boxes, atol=1e-9, rtol=0)
 
@@ -65,7 +65,7 @@ def test_outputs_do_not_depend_on_the_auxiliary_layers():
     pair = make_pair("detr_R_50")
     images = ImageList.from_tensors(image_batch(PADDED))
     with torch.no_grad():
-        every, last = (pair.ours.predict(images, all_layers=flag) for flag in (True, False))
+        every, last = (pair.ours.forward_network(images, return_intermediate=flag) for flag in (True, False))
     assert len(every[0]) == 6
     assert len(last[0]) == 1
     torch.testing.assert_close(every[0][-1:], last[0])

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from detr.engine.original_code import PACKAGES, load_original
+from detr.convert.reference import PACKAGES, load_original
 from tests.parity import oracle
 
 
@@ -122,8 +122,8 @@ def test_small_class_heads_keep_every_row() -> None:
     assert criterion(outputs, targets)["loss_ce"].isfinite()
 
 
-def test_test_transform_normalises_and_truncates_sizes() -> None:
+def test_test_transform_normalizes_and_truncates_sizes() -> None:
     image = Image.new("RGB", (97, 61), (124, 116, 104))
     tensor = oracle.original_test_transform()(image)
     assert tensor.shape == (3, 800, int(800 * 97 / 61))  # 1272.13; 1333 / 800 is not reached
-    assert tensor.abs().max() < 0.02  # the colour is ImageNet's mean
+    assert tensor.abs().max() < 0.02  # the color is ImageNet's mean

@@ -4,14 +4,14 @@ import torch
 
 from detr.modeling.postprocessing import box_instances
 from tests.parity.oracle import load_oracle, run_original
-from tests.parity.pairs import PADDED, all_layers, image_batch, make_pair
+from tests.parity.pairs import PADDED, image_batch, make_pair, return_intermediate
 
 
 def test_boxes_scores_and_classes():
     pair = make_pair("detr_R_50")
     with torch.no_grad():
         outputs = run_original(pair.original, image_batch(PADDED))
-    logits, boxes = (x[-1].float() for x in all_layers(outputs))
+    logits, boxes = (x[-1].float() for x in return_intermediate(outputs))
     sizes = torch.tensor([[427, 640], [1080, 333]])
     expected = load_oracle().PostProcess()({"pred_logits": logits, "pred_boxes": boxes}, sizes)
     for image, (height, width) in enumerate(sizes.tolist()):

@@ -14,15 +14,15 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import Tensor
 
+from detr.config import EXPORT_DESCRIPTION
 from detr.errors import InputError
+from detr.export.runtimes import FORMATS, SUFFIXES, Graph, open_graph
 from detr.modeling.mask_head import ROWS_AT_ONCE, SharedMaps
 from detr.modeling.postprocessing import PanopticSettings, Postprocessor
-from detr.modeling.preprocessing import normalised_batch, per_channel
-from detr.modeling.runtimes import FORMATS, SUFFIXES, Graph, open_graph
+from detr.modeling.preprocessing import BaseDetr, normalize_images
 
-DESCRIPTION = "export.json"  # in the folder of an exported model
 LAYOUT = 1  # of that folder; another number is a later version's
 NETWORK, MASK_DECODER = "network", "mask_decoder"
 
@@ -57,18 +57,18 @@ class Description:
     layout: int = LAYOUT
 
     def write(self, folder: str) -> None:
-        with open(os.path.join(folder, DESCRIPTION), "w", encoding="utf-8") as file:
+        with open(os.path.join(folder, EXPORT_DESCRIPTION), "w", encoding="utf-8") as file:
             json.dump(asdict(self), file, indent=2)
             file.write("\n")
 
     @classmethod
     def read(cls, folder: str) -> "Description":
         """Raises InputError for a folder that is missing, is no exported model, or is not whole."""
-        path = os.path.join(folder, DESCRIPTION)
+        path = os.path.join(folder, EXPORT_DESCRIPTION)
         if not os.path.isfile(path):
             raise InputError(
-                f"MODEL.DETR.EXPORTED {folder!r} is no exported model, for it has no {DESCRIPTION}: name the folder "
-                "that tools/export_model.py wrote; was it moved?"
+                f"MODEL.DETR.EXPORTED {folder!r} is no exported model, for it has no {EXPORT_DESCRIPTION}: name the "
+                "folder that tools/export_model.py wrote; was it moved?"
             )
         try:
             with open(path, encoding="utf-8") as file:
@@ -95,11 +95,8 @@ class Description:
 
 
 @META_ARCH_REGISTRY.register()
-class ExportedDetr(nn.Module):
+class ExportedDetr(BaseDetr):
     """Runs the graphs of an exported ``Detr`` behind Detectron2's contract; it has no parameters of torch's."""
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -119,14 +116,12 @@ class ExportedDetr(nn.Module):
         size_divisibility, padding_constraints: of the backbone
         pixel_mean, pixel_std: of the image's channels, in the range 0..255
         """
-        super().__init__()
+        super().__init__(pixel_mean, pixel_std)
         self.network = network
         self.mask_decoder = mask_decoder
         self.postprocessor = postprocessor
         self.size_divisibility = size_divisibility
         self.padding_constraints = padding_constraints
-        self.register_buffer("pixel_mean", per_channel(pixel_mean), persistent=False)
-        self.register_buffer("pixel_std", per_channel(pixel_std), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -163,6 +158,7 @@ class ExportedDetr(nn.Module):
             "postprocessor": Postprocessor(
                 is_thing=description.is_thing,
                 score_threshold=keys.INSTANCE_SCORE_THRESHOLD,
+                max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
                 panoptic=panoptic if keys.PANOPTIC.ENABLED else None,
             ),
             "size_divisibility": description.size_divisibility,
@@ -171,30 +167,25 @@ class ExportedDetr(nn.Module):
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Where images are normalised and results come to; the graph may run elsewhere (see ``open_graph``)."""
-        return self.pixel_mean.device
-
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """As ``Detr.forward`` in inference. Raises InputError in training mode."""
         if self.training:
             raise InputError("an exported model cannot be trained: call eval() on it, or train what it comes from")
         images = self.preprocess(batched_inputs)
-        logits, boxes, *maps = self.predict(images)
-        masks_of = None
+        logits, boxes, *maps = self.forward_network(images)
+        predict_masks = None
         if self.mask_decoder is not None:
-            masks_of = functools.partial(self.masks, SharedMaps(*maps))
-        return self.postprocessor.of_batch(logits, boxes, masks_of, batched_inputs, images)
+            predict_masks = functools.partial(self.masks, SharedMaps(*maps))
+        return self.postprocessor.postprocess(logits, boxes, predict_masks, batched_inputs, images)
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """The normalised and padded batch (see ``normalised_batch``)."""
-        return normalised_batch(
+        """The normalized and padded batch (see ``normalize_images``)."""
+        return normalize_images(
             batched_inputs, self.pixel_mean, self.pixel_std, self.size_divisibility, self.padding_constraints
         )
 
-    def predict(self, images: ImageList) -> tuple[Tensor, ...]:
+    def forward_network(self, images: ImageList) -> tuple[Tensor, ...]:
         """The network's outputs: logits (N, Q, K + 1), boxes (N, Q, 4) and, with masks, the shared maps."""
         sizes = torch.tensor(images.image_sizes, device=images.tensor.device)
         return self.network(images.tensor, sizes)

@@ -22,7 +22,7 @@ from detr.data.dataset_mapper import DetrDatasetMapper, read_image
 from detr.data.metadata import is_panoptic
 from detr.data.panoptic_mapper import read_segment_ids
 from detr.data.shapes import ensure_shapes
-from detr.engine.setup import setup
+from detr.engine.defaults import setup
 from detr.engine.trainer import Trainer
 from detr.errors import exit_with_one_line
 from detr.visualization import plot_training, save_picture, sheet, truth_beside_detections, truth_beside_panoptic

@@ -34,8 +34,8 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 from iopath.common.file_io import file_lock
 
-from detr.data.shapes_drawing import CATEGORIES
-from detr.data.shapes_writing import SPLITS, VERSION, write_json, write_split
+from detr.data.shapes.drawing import CATEGORIES
+from detr.data.shapes.writing import SPLITS, VERSION, write_json, write_split
 from detr.errors import InputError
 
 SEED = 0

@@ -7,9 +7,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from detr.engine.analysis import analyze, part_names, training_input
-from detr.engine.dry_run import count_kept
-from detr.engine.setup import load_config
+from detr.analysis import analyze, part_names, training_input
+from detr.dry_run import count_kept
+from detr.engine.defaults import load_config
 from detr.errors import InputError, exit_with_one_line
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 
@@ -110,7 +110,7 @@ def test_another_backbone():
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        ({"MODEL.META_ARCHITECTURE": "GeneralizedRCNN"}, {}, "only Detr can be analysed"),
+        ({"MODEL.META_ARCHITECTURE": "GeneralizedRCNN"}, {}, "only Detr can be analyzed"),
         ({"MODEL.BACKBONE.NAME": "build_tree"}, {}, "MODEL.BACKBONE.NAME is 'build_tree', which is not registered"),
         (
             {"MODEL.DETR.POSITION_EMBEDDING": "learned"},
@@ -122,7 +122,7 @@ def test_another_backbone():
         ({}, {"batch": 0}, "a batch of 0 images"),
     ],
 )
-def test_what_cannot_be_analysed_is_told(settings, options, message):
+def test_what_cannot_be_analyzed_is_told(settings, options, message):
     with pytest.raises(InputError, match=message):
         analyze(load_config(str(R50), as_opts(settings)), **options)
 

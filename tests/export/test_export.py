@@ -19,16 +19,16 @@ from PIL import Image
 import detr
 import train_net
 from detr.data.dataset_mapper import DetrDatasetMapper
+from detr.engine.defaults import load_config
 from detr.engine.evaluation import ThingsEvaluator
-from detr.engine.setup import load_config
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
 from detr.export import export, get_config, load
 from detr.export.checking import check
 from detr.export.networks import parts
+from detr.export.runtimes import FORMATS, RUNTIME_PACKAGES
 from detr.export.writing import PACKAGES, write_graph
 from detr.modeling.mask_head import ROWS_AT_ONCE
-from detr.modeling.runtimes import FORMATS, RUNTIME_PACKAGES
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts, make_input
 from tools import export_model
 
@@ -54,7 +54,7 @@ def enliven(model):
     model.query_embed.weight.normal_(0, 2, generator=generator)
     model.eval()
     images = model.preprocess([make_input([], [], (128, 128), seed) for seed in range(4)])
-    outputs = model.predict(images, all_layers=False)
+    outputs = model.forward_network(images, return_intermediate=False)
     spread(model.class_embed, outputs.logits[-1], 3.0)
     spread(model.bbox_embed.layers[-1], outputs.boxes[-1].logit(), 1.0)
     if model.mask_head is not None:
@@ -165,11 +165,11 @@ def test_images_smaller_than_a_feature(exported, panoptic):
     images = eager.preprocess(batch([(12, 15), (9, 16)]))
     if json.loads((exported / "export.json").read_text())["format"] == "torch_export":
         with pytest.raises(InputError, match="takes images of at least 17 x 17 pixels, not 12 x 16"):
-            model.predict(images)
+            model.forward_network(images)
     else:
         with torch.no_grad():
-            expected = eager.predict(images, all_layers=False)
-        logits, boxes, *_ = model.predict(images)
+            expected = eager.forward_network(images, return_intermediate=False)
+        logits, boxes, *_ = model.forward_network(images)
         torch.testing.assert_close(logits, expected.logits[-1], rtol=0, atol=1e-3)
         torch.testing.assert_close(boxes, expected.boxes[-1], rtol=0, atol=1e-3)
 

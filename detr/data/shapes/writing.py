@@ -13,7 +13,7 @@ import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 from PIL import Image
 
-from detr.data.shapes_drawing import CATEGORIES, SIZE, Mask, Segment, box_of, draw_scene
+from detr.data.shapes.drawing import CATEGORIES, SIZE, Mask, Segment, box_of, draw_scene
 
 VERSION = 1  # raise it whenever the same seed no longer gives the same files
 SPLITS = ("train", "val")  # the order seeds the generators
@@ -103,7 +103,7 @@ def _write_image(
 
 
 def _new_segment_id(rng: np.random.Generator, color: tuple[int, int, int], taken: set[int]) -> int:
-    """An id not in `taken` (it is added), which as a colour in the PNG is close to that of the class."""
+    """An id not in `taken` (it is added), which as a color in the PNG is close to that of the class."""
     while True:
         red, green, blue = np.clip(np.array(color) + rng.integers(-25, 26, size=3), 0, 255).tolist()
         segment_id: int = red + 256 * green + 65536 * blue

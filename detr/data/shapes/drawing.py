@@ -1,7 +1,7 @@
 """Draws one scene of the `shapes` data set from a random generator. Reads and writes no files.
 
 A scene is a landscape of two or three stuff regions (sky, water, grass) with discs, squares,
-triangles and stars on it. Colours are random, so that a class is known by its shape alone.
+triangles and stars on it. Colors are random, so that a class is known by its shape alone.
 
 Letters: H, W image height and width; V vertices of an outline.
 Frame: pixel (row y, column x) covers [x, x + 1] x [y, y + 1]; outlines are (x, y) in pixels.
@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Category:
-    """A class with its data set id and the colour (RGB, 0..255) that stands for it in panoptic PNGs."""
+    """A class with its data set id and the color (RGB, 0..255) that stands for it in panoptic PNGs."""
 
     id: int
     name: str
@@ -49,7 +49,7 @@ _HUES = {c.id: colorsys.rgb_to_hsv(*c.color)[0] for c in CATEGORIES}
 _THINGS = tuple(category for category in CATEGORIES if category.isthing)
 _VOID = 0  # category id of pixels that belong to no region
 
-_Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5  # pixel centres, each (H, W)
+_Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5  # pixel centers, each (H, W)
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Segment:
     """One object, crowd or stuff region, as far as it can be seen.
 
     mask (H, W): True = a visible pixel of this segment; no pixel belongs to two segments.
-    outline (V, 2): polygon in px whose rasterisation by pycocotools is exactly `mask`; None for stuff,
+    outline (V, 2): polygon in px whose rasterization by pycocotools is exactly `mask`; None for stuff,
         for crowds and for objects that something hides in part, which only a mask describes well.
     """
 
@@ -156,7 +156,7 @@ def _make_object(rng: np.random.Generator) -> _Sprite:
     # A free place inside the image for the box around the outline.
     low, high = -outline.min(0), SIZE - outline.max(0)
     outline = np.round(outline + rng.uniform(low, high), 2)
-    mask = _rasterise(outline)
+    mask = _rasterize(outline)
     return _Sprite(category.id, [mask], outline, mask, mask)
 
 
@@ -167,7 +167,7 @@ def _make_crowd(rng: np.random.Generator) -> _Sprite:
     parts = []
     for _ in range(rng.integers(7, 12)):
         outline = _outline(category.name, rng.uniform(9, 12), rng.uniform(-0.4, 0.4))
-        parts.append(_rasterise(outline + middle + rng.uniform(-21, 21, size=2)))
+        parts.append(_rasterize(outline + middle + rng.uniform(-21, 21, size=2)))
     full = np.logical_or.reduce(parts)
     return _Sprite(category.id, parts, None, full, full)
 
@@ -186,8 +186,8 @@ def _outline(name: str, size: float, angle: float) -> NDArray[np.float64]:
     return scaled
 
 
-def _rasterise(outline: NDArray[np.float64]) -> Mask:
-    """(H, W): the pixels of a polygon, by the rasteriser that every reader of the annotations uses.
+def _rasterize(outline: NDArray[np.float64]) -> Mask:
+    """(H, W): the pixels of a polygon, by the rasterizer that every reader of the annotations uses.
 
     Pixels and polygon annotation agree to the last pixel this way.
     """
@@ -202,7 +202,7 @@ def _paint(rng: np.random.Generator, image: Floats, mask: Mask, hue: float) -> N
     window = np.s_[y : y + height, x : x + width]
     image, mask = image[window], mask[window]
 
-    # Classes keep to their part of the colour circle, away from the landscape's: what DETR is slow to learn
+    # Classes keep to their part of the color circle, away from the landscape's: what DETR is slow to learn
     # from nothing is where objects are, and that is what the few minutes of a demonstration should go to.
     varied = (hue + rng.uniform(-0.03, 0.03)) % 1, rng.uniform(0.6, 1), rng.uniform(0.6, 1)
     color = 255 * np.array(colorsys.hsv_to_rgb(*varied), dtype=np.float32)
@@ -241,7 +241,7 @@ def _clouds(rng: np.random.Generator, rows: int, columns: int) -> Floats:
 
 
 def _tint(rng: np.random.Generator, color: tuple[int, int, int], tones: Floats) -> Floats:
-    """(H, W, 3): a colour, a little different in every image, darker and lighter by `tones` (H, W)."""
+    """(H, W, 3): a color, a little different in every image, darker and lighter by `tones` (H, W)."""
     varied = np.array(color, dtype=np.float32) + rng.uniform(-18, 18, size=3).astype(np.float32)
     return varied + tones[:, :, None]
 

@@ -13,16 +13,15 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from detr.checkpoint.files import weights_in_folder
-from detr.checkpoint.paths import TORCHVISION, ZOO, missing_hint, parse_zoo_path, torchvision_url
-from detr.config import add_detr_config
+from detr.checkpoint.hub import TORCHVISION, ZOO, missing_hint, parse_zoo_path, torchvision_url
+from detr.config import EXPORT_DESCRIPTION, add_detr_config, check_names
+from detr.config_node import settle_schedule
 from detr.errors import InputError, exit_with_one_line
-from detr.modeling.exported import DESCRIPTION
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +106,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     """Defaults, then the file with its bases, then ``KEY VALUE`` pairs; not frozen.
 
     Where a schedule is given in epochs and in iterations (SOLVER.MAX_EPOCHS and MAX_ITER, DROP_EPOCHS and
-    STEPS, ...), what is said last holds: in the pairs, else in the file, else in its base. Raises InputError
-    as ``setup`` does.
+    STEPS, ...), the later setting wins. Raises InputError as ``setup`` does.
     """
     cfg = get_cfg()
     add_detr_config(cfg)
@@ -117,7 +115,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
             raise InputError(f"the config file {config_file} does not exist: see configs/ for those that do")
         _merge(cfg, config_file, lambda: cfg.merge_from_file(config_file))
         folder = os.path.dirname(config_file) or "."
-        if cfg.MODEL.DETR.EXPORTED and os.path.isfile(os.path.join(folder, DESCRIPTION)):
+        if cfg.MODEL.DETR.EXPORTED and os.path.isfile(os.path.join(folder, EXPORT_DESCRIPTION)):
             cfg.MODEL.DETR.EXPORTED = folder  # wherever an exported model was moved to, its config lies beside it
     flags = [opt for opt in opts if opt.startswith("--")]
     if flags:
@@ -127,47 +125,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
             f"the options at the end must be KEY VALUE pairs, but these are {len(opts)}: {shlex.join(opts)}"
         )
     _merge(cfg, "the command line", lambda: cfg.merge_from_list(opts))
-    _settle_schedule(cfg, _said(config_file, opts))
-    return cfg
-
-
-def _settle_schedule(cfg: CfgNode, said: list[str]) -> None:
-    """Of each pair of keys for the same thing, leaves the one said last, and switches the other off.
-
-    said: keys under SOLVER and TEST, the last one first
-    """
-
-    def last(in_epochs: str, in_iterations: str) -> str | None:
-        return next((key for key in said if key in (in_epochs, in_iterations)), None)
-
-    if last("SOLVER.MAX_EPOCHS", "SOLVER.MAX_ITER") == "SOLVER.MAX_ITER":
-        cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.DROP_EPOCHS = 0, ()
-        cfg.SOLVER.CHECKPOINT_EPOCHS = cfg.TEST.EVAL_EPOCHS = 0
-        return
-    if last("SOLVER.DROP_EPOCHS", "SOLVER.STEPS") == "SOLVER.STEPS":
-        cfg.SOLVER.DROP_EPOCHS = ()
-    elif cfg.SOLVER.MAX_EPOCHS:
-        cfg.SOLVER.STEPS = ()  # Detectron2's default, for some other schedule
-    if last("SOLVER.CHECKPOINT_EPOCHS", "SOLVER.CHECKPOINT_PERIOD") == "SOLVER.CHECKPOINT_PERIOD":
-        cfg.SOLVER.CHECKPOINT_EPOCHS = 0
-    if last("TEST.EVAL_EPOCHS", "TEST.EVAL_PERIOD") == "TEST.EVAL_PERIOD":
-        cfg.TEST.EVAL_EPOCHS = 0
-
-
-def _said(config_file: str, opts: list[str]) -> list[str]:
-    """The keys under SOLVER and TEST that the options, the file and its bases set, the last one first."""
-    keys = opts[::2][::-1]
-    if not config_file:
-        return keys
-    with PathManager.open(config_file) as file:
-        content = yaml.unsafe_load(file) or {}  # unsafe as fvcore, which has read it just before
-    for section in ("SOLVER", "TEST"):
-        keys += [f"{section}.{key}" for key in reversed(content.get(section) or {})]
-    bases = content.get("_BASE_", [])
-    for base in reversed([bases] if isinstance(bases, str) else bases):
-        base = os.path.expanduser(base)
-        keys += _said(os.path.join(os.path.dirname(config_file), base), [])  # an absolute base stays as it is
-    return keys
+    return settle_schedule(cfg)
 
 
 def _merge(cfg: CfgNode, where: str, merge: Any) -> None:
@@ -230,17 +188,6 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     """For Detectron2's training loop, which logs every error with its traceback: not those told in one line."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, (InputError, FloatingPointError))
-
-
-def check_names(cfg: CfgNode) -> None:
-    """Raises InputError for a meta-architecture or a backbone that is not registered."""
-    for key, name, registry in (
-        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
-        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
-    ):
-        if name not in registry:
-            known = ", ".join(sorted(known for known, _ in registry))
-            raise InputError(f"{key} is {name!r}, which is not registered: it must be one of {known}")
 
 
 def check_weights(weights: str, needed: bool = False, key: str = "MODEL.WEIGHTS") -> None:

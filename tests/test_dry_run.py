@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detr.engine.dry_run import count_kept, count_macs, meta_like_gpu
+from detr.dry_run import count_kept, count_macs, meta_like_gpu
 
 
 def whole(name):

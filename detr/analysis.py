@@ -16,8 +16,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor, nn
 
-from detr.engine.dry_run import count_kept, count_macs, meta_like_gpu
-from detr.engine.setup import check_names
+from detr.config import check_names
+from detr.dry_run import count_kept, count_macs, meta_like_gpu
 from detr.errors import InputError
 from detr.modeling.matcher import Matches, Targets
 from detr.modeling.meta_arch import Detr
@@ -78,7 +78,7 @@ def analyze(
     objects: int = 10,
     queries_kept: int | None = None,
 ) -> Analysis:
-    """Analyses the model of ``cfg`` without weights, data or the memory that a forward pass takes.
+    """Analyzes the model of ``cfg`` without weights, data or the memory that a forward pass takes.
 
     size: (height, width) of the images in pixels, all of them alike
     batch: images in the training step; MACs are those of one image
@@ -92,7 +92,7 @@ def analyze(
         raise InputError(f"images of {size[0]} x {size[1]} pixels: each side must be from 1 to {MAX_SIDE}")
     check_names(cfg)
     if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), Detr):
-        raise InputError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: only Detr can be analysed")
+        raise InputError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: only Detr can be analyzed")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"  # some backbones compute while they are built
@@ -107,7 +107,7 @@ def analyze(
         return _analyze(model.to("meta"), size, batch, objects, queries if queries_kept is None else queries_kept)
     except (NotImplementedError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise InputError(f"{cfg.MODEL.BACKBONE.NAME} at {size[0]} x {size[1]} cannot be analysed: {reason}") from error
+        raise InputError(f"{cfg.MODEL.BACKBONE.NAME} at {size[0]} x {size[1]} cannot be analyzed: {reason}") from error
 
 
 def _analyze(model: Detr, size: tuple[int, int], batch: int, objects: int, queries_kept: int) -> Analysis:
@@ -223,6 +223,8 @@ class _MasksAlone(Postprocessor):
         self.queries = queries
 
     def forward(
-        self, logits: Tensor, boxes: Tensor, masks_of: Callable[[Tensor], Tensor] | None, **sizes: Any
+        self, logits: Tensor, boxes: Tensor, predict_masks: Callable[[Tensor], Tensor] | None, **sizes: Any
     ) -> dict[str, Any]:
-        return {} if masks_of is None else {"masks": masks_of(torch.arange(self.queries, device=logits.device))}
+        return (
+            {} if predict_masks is None else {"masks": predict_masks(torch.arange(self.queries, device=logits.device))}
+        )

@@ -18,12 +18,12 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from detr.checkpoint import formats
-from detr.checkpoint.architecture import Architecture, Facts, architecture, resnet_depth
+from detr.checkpoint.architecture import Architecture, CheckpointInfo, architecture, resnet_depth
 from detr.checkpoint.files import WEIGHTS_IN_FOLDER
 from detr.checkpoint.rows import COCO_ROWS, coco_rows
 from detr.checkpoint.source import Source, read
 from detr.config import add_detr_config
-from detr.engine.original_code import build, find_original, load_original
+from detr.convert.reference import build, find_original, load_original
 from detr.errors import InputError
 from detr.modeling.backbone import build_detr_backbone
 from detr.modeling.meta_arch import Detr
@@ -34,7 +34,7 @@ AGREEMENT = 1e-4  # more is another function
 
 
 @dataclass
-class Found:
+class ModelOutputs:
     """What a model finds in the test images.
 
     logits: (N, Q, rows), as the program numbers the classes
@@ -47,10 +47,10 @@ class Found:
     masks: Tensor | None = None
 
 
-def verify(source: Source, output: str, facts: Facts) -> str:
+def verify(source: Source, output: str, info: CheckpointInfo) -> str:
     """A line for the report: the largest differences, or why there is nothing to compare.
 
-    source, facts: of a conversion; output: the weights file that it wrote
+    source, info: of a conversion; output: the weights file that it wrote
     """
     written = read(output)
     if source.format is not None and source.format.backbone_only:
@@ -60,7 +60,7 @@ def verify(source: Source, output: str, facts: Facts) -> str:
     if missing:
         return f"no: {missing[0]}"
     try:
-        first, second = (run(side, facts) for side in sides)
+        first, second = (run(side, info) for side in sides)
     except RuntimeError as error:  # of torch, for weights that are not a model's
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{output} is written, but one of source and output does not run: {reason}") from error
@@ -73,7 +73,7 @@ def verify(source: Source, output: str, facts: Facts) -> str:
     return f"on {len(SIZES)} images, in double precision: {text}"
 
 
-def compare(first: Found, second: Found) -> tuple[str, float]:
+def compare(first: ModelOutputs, second: ModelOutputs) -> tuple[str, float]:
     """The largest differences of each kind of output, in words, and the largest of all."""
     logits, others = first.logits, second.logits
     if logits.shape != others.shape:  # one of the two counts COCO's ids, and the other does not
@@ -95,10 +95,10 @@ def _contiguous(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def run(side: Source, facts: Facts) -> Found:
+def run(side: Source, info: CheckpointInfo) -> ModelOutputs:
     """The model of a checkpoint on the test images, by its own program's code."""
     state = side.to_detectron2().state
-    sizes = architecture(state, facts)
+    sizes = architecture(state, info)
     with quiet():
         if side.format in formats.TRANSFORMERS:
             found = _run_transformers(side)
@@ -110,7 +110,7 @@ def run(side: Source, facts: Facts) -> Found:
 
 
 def test_images() -> list[Tensor]:
-    """Normalised images (3, H, W) of the sizes above, always the same."""
+    """Normalized images (3, H, W) of the sizes above, always the same."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(3, *size, generator=generator, dtype=torch.float64) for size in SIZES]
 
@@ -154,19 +154,19 @@ def config_of(sizes: Architecture) -> CfgNode:
     return cfg
 
 
-def _run_ours(state: dict[str, Tensor], sizes: Architecture) -> Found:
+def _run_ours(state: dict[str, Tensor], sizes: Architecture) -> ModelOutputs:
     model = Detr(config_of(sizes))
     model.load_state_dict(state)
-    outputs = model.eval().double().predict(ImageList.from_tensors(test_images()), all_layers=False)
+    outputs = model.eval().double().forward_network(ImageList.from_tensors(test_images()), return_intermediate=False)
     masks = None
     if model.mask_head is not None and outputs.mask_features is not None:
         n, q = outputs.logits.shape[1:3]
         image_of = torch.arange(n).repeat_interleave(q)
         masks = model.mask_head(outputs.mask_features, image_of, torch.arange(q).repeat(n)).unflatten(0, (n, q))
-    return Found(outputs.logits[-1], outputs.boxes[-1], masks)
+    return ModelOutputs(outputs.logits[-1], outputs.boxes[-1], masks)
 
 
-def _run_original(side: Source, sizes: Architecture) -> Found:
+def _run_original(side: Source, sizes: Architecture) -> ModelOutputs:
     root = find_original()
     assert root is not None  # _missing_package has looked
     original = load_original(root)
@@ -188,10 +188,10 @@ def _run_original(side: Source, sizes: Architecture) -> Found:
     )
     model.load_state_dict(side.state)
     outputs = model.double()(original.nested_tensor_from_tensor_list(test_images()))
-    return Found(outputs["pred_logits"], outputs["pred_boxes"], outputs.get("pred_masks"))
+    return ModelOutputs(outputs["pred_logits"], outputs["pred_boxes"], outputs.get("pred_masks"))
 
 
-def _run_transformers(side: Source) -> Found:
+def _run_transformers(side: Source) -> ModelOutputs:
     import transformers  # not needed to convert
 
     masks = side.format in (formats.TRANSFORMERS_TIMM_MASKS, formats.TRANSFORMERS_RESNET_MASKS)
@@ -203,7 +203,7 @@ def _run_transformers(side: Source) -> Found:
     for i, (height, width) in enumerate(images.image_sizes):
         pixel_mask[i, :height, :width] = 1  # 1 = image, 0 = padding
     outputs = model(pixel_values=images.tensor, pixel_mask=pixel_mask)
-    return Found(outputs.logits, outputs.pred_boxes, outputs.pred_masks if masks else None)
+    return ModelOutputs(outputs.logits, outputs.pred_boxes, outputs.pred_masks if masks else None)
 
 
 @torch.no_grad()

@@ -15,11 +15,11 @@ from safetensors.torch import save_file as save_safetensors
 
 import converter
 from detr.checkpoint import released
-from detr.checkpoint.architecture import Facts
+from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.files import load_file
 from detr.checkpoint.formats import to_detectron2
 from detr.checkpoint.source import read
-from detr.engine.verification import verify
+from detr.convert.verification import verify
 from detr.errors import InputError
 from tests.checkpoint.samples import Mkdir, small_original
 from tests.conftest import ROOT
@@ -303,9 +303,9 @@ def test_names_that_stand_for_nothing(tmp_path, output):
 def test_a_released_file_tells_that_it_is_dc5(original, tmp_path, output):
     name = released.entry("detr_R_50_DC5").url.rpartition("/")[2]
     torch.save({"model": original}, tmp_path / name)
-    assert read(str(tmp_path / name)).facts == Facts(dilation=True, heads=8)
+    assert read(str(tmp_path / name)).info == CheckpointInfo(dilation=True, heads=8)
     torch.save({"model": original}, tmp_path / "renamed.pth")
-    assert read(str(tmp_path / "renamed.pth")).facts == Facts()
+    assert read(str(tmp_path / "renamed.pth")).info == CheckpointInfo()
 
 
 @pytest.mark.parametrize("name", ["evil.pth", "evil.pkl"])
@@ -356,7 +356,7 @@ def test_verification_notices_a_wrong_tensor(source, output):
     altered = read(source)
     altered.state["transformer.decoder.layers.0.multihead_attn.in_proj_bias"][:64] += 0.1
     with pytest.raises(InputError, match=r"output\.pth is written, but does not do what .* does: logits differ"):
-        verify(altered, output, altered.facts)
+        verify(altered, output, altered.info)
 
 
 def test_bad_input_ends_the_script_with_one_line(tmp_path):

@@ -1,6 +1,7 @@
 import pytest
 
-from detr.engine.setup import check_names, check_output_folder, check_weights, fit_machine, load_config
+from detr.config import check_names
+from detr.engine.defaults import check_output_folder, check_weights, fit_machine, load_config
 from detr.errors import InputError, exit_with_one_line
 from tests.conftest import QUICKSTART, ROOT
 
@@ -74,14 +75,14 @@ BY_EPOCHS = (300, (200,), (), 5)
     ("child", "opts", "expected"),
     [
         ("", [], BY_EPOCHS),
-        ("", ["SOLVER.MAX_ITER", "20"], (0, (), (), 0)),
+        ("", ["SOLVER.MAX_ITER", "20"], (0, (), (), 5)),
         ("", ["SOLVER.MAX_ITER", "20", "SOLVER.MAX_EPOCHS", "250"], (250, (200,), (), 5)),
-        ("", ["SOLVER.MAX_EPOCHS", "250", "SOLVER.MAX_ITER", "20"], (0, (), (), 0)),
-        ("", ["SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(15,)"], (0, (), (15,), 0)),
+        ("", ["SOLVER.MAX_EPOCHS", "250", "SOLVER.MAX_ITER", "20"], (0, (), (), 5)),
+        ("", ["SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(15,)"], (0, (), (15,), 5)),
         ("", ["SOLVER.STEPS", "(15,)"], (300, (), (15,), 5)),
         ("", ["SOLVER.DROP_EPOCHS", "()"], (300, (), (), 5)),
         ("", ["TEST.EVAL_PERIOD", "7"], (300, (200,), (), 0)),
-        ("SOLVER: {MAX_ITER: 20}", [], (0, (), (), 0)),
+        ("SOLVER: {MAX_ITER: 20}", [], (0, (), (), 5)),
         ("SOLVER: {MAX_ITER: 20}", ["SOLVER.MAX_EPOCHS", "400"], (400, (200,), (), 5)),
         ("SOLVER: {BASE_LR: 0.1}", [], BY_EPOCHS),
     ],

@@ -6,15 +6,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from detr.checkpoint.architecture import Facts, architecture
-from detr.checkpoint.completeness import missing_keys
+from detr.checkpoint.architecture import CheckpointInfo, architecture, missing_keys
 from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_file, sha256
 from detr.checkpoint.formats import from_detectron2, target_format
-from detr.checkpoint.paths import ZOO, local_path
-from detr.checkpoint.released import RELEASED
+from detr.checkpoint.hub import RELEASED, ZOO, local_path
 from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, State, fit, num_rows, to_category_ids
 from detr.checkpoint.source import NOTE, Source, read
-from detr.checkpoint.transformers_folder import FILES, check_transformers, save_transformers
+from detr.convert.transformers_folder import FILES, check_transformers, save_transformers
 from detr.errors import InputError
 
 TARGETS = ("detectron2", "original", "transformers")
@@ -44,7 +42,7 @@ class Report:
 
     rows: list[tuple[str, str]]
     source: Source
-    facts: Facts
+    info: CheckpointInfo
     output: str  # the weights file; for transformers in its folder
 
 
@@ -60,7 +58,7 @@ def convert(request: Request) -> Report:
     # Between programs that both count COCO's ids, class rows stay as they are.
     keep_ids = request.to != "detectron2"
     conversion = source.to_detectron2(own_classes=request.own_classes, keep_ids=keep_ids)
-    facts = Facts(dilation=True if request.dc5 else None, heads=request.heads).or_else(source.facts)
+    info = CheckpointInfo(dilation=True if request.dc5 else None, heads=request.heads).or_else(source.info)
     if conversion.source.backbone_only and (request.to != "detectron2" or request.num_classes or request.num_queries):
         raise InputError(
             f"{request.source} is a backbone alone: it goes --to detectron2, without --num-classes and --num-queries"
@@ -75,41 +73,41 @@ def convert(request: Request) -> Report:
         coco = coco and not resized
     else:
         state, resized = _resized(conversion.state, None, request.num_queries)
-    if request.own_classes and facts.classes is None:  # the note tells the next program that they are not COCO's
-        facts = replace(facts, classes=tuple(f"class {i}" for i in range(num_rows(state) - 1)))
+    if request.own_classes and info.classes is None:  # the note tells the next program that they are not COCO's
+        info = replace(info, classes=tuple(f"class {i}" for i in range(num_rows(state) - 1)))
     lines = [*conversion.lines, *resized]
     if lost:
         lines.append(f"INCOMPLETE: {len(lost)} tensors that a whole DETR has are missing, the first: {lost[0]}")
     if unused := sorted(source.rest.keys() - {NOTE}):
         lines.append(f"left out: {', '.join(unused)} (of a training, which the output cannot go on with)")
 
-    timm = request.backbone == "timm" or (request.backbone is None and bool(facts.dilation))
+    timm = request.backbone == "timm" or (request.backbone is None and bool(info.dilation))
     target = target_format(state, request.to, timm=timm)
     if request.to == "detectron2":
         written, output = state, request.output
-        save_file({"model": state, **_note(facts)}, output)
+        save_file({"model": state, **_note(info)}, output)
     else:
         back = from_detectron2(state, target, coco=coco)
         written, output = back.state, request.output
         lines += back.lines
         if request.to == "original":
-            save_file({"model": written, **_note(facts)}, output)
+            save_file({"model": written, **_note(info)}, output)
         else:
-            sizes = architecture(state, facts)
+            sizes = architecture(state, info)
             check_transformers(sizes, timm=timm)
-            save_transformers(written, sizes, timm=timm, path=output, classes=facts.classes)
+            save_transformers(written, sizes, timm=timm, path=output, classes=info.classes)
             output = os.path.join(output, WEIGHTS_IN_FOLDER[0])
     rows = [
         ("source", source.path),
         ("format", conversion.source.title),
         ("keys mapped", f"{len(source.state)} -> {len(written)}"),
         *(("note", line) for line in lines),
-        *(() if conversion.source.backbone_only else _told(facts)),
+        *(() if conversion.source.backbone_only else _format_info(info)),
         ("output", f"{output} ({target.title})"),
         ("size", f"{os.path.getsize(output) / 2**20:.1f} MiB"),
         ("SHA-256", sha256(output)),
     ]
-    return Report(rows, source, facts, output)
+    return Report(rows, source, info, output)
 
 
 def _found(source: str) -> str:
@@ -146,13 +144,13 @@ def _resized(state: State, num_classes: int | None, num_queries: int | None) -> 
     return fit(state, {**dict(zip(CLASS_KEYS, values, strict=True)), QUERY_KEY: embedding.weight.detach()})
 
 
-def _note(facts: Facts) -> dict[str, dict[str, object]]:
+def _note(info: CheckpointInfo) -> dict[str, dict[str, object]]:
     """What the tensors do not tell, for the next program that reads the file."""
-    known = {key: list(value) if key == "classes" else value for key, value in vars(facts).items() if value is not None}
+    known = {key: list(value) if key == "classes" else value for key, value in vars(info).items() if value is not None}
     return {NOTE: known} if known else {}
 
 
-def _told(facts: Facts) -> list[tuple[str, str]]:
-    dilation = {None: "not told by the source, taken as no (--dc5)", True: "yes", False: "no"}[facts.dilation]
-    heads = "not told by the source, taken as 8 (--heads)" if facts.heads is None else str(facts.heads)
+def _format_info(info: CheckpointInfo) -> list[tuple[str, str]]:
+    dilation = {None: "not told by the source, taken as no (--dc5)", True: "yes", False: "no"}[info.dilation]
+    heads = "not told by the source, taken as 8 (--heads)" if info.heads is None else str(info.heads)
     return [("DC5", dilation), ("heads", heads)]

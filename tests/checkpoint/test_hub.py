@@ -7,9 +7,7 @@ import pytest
 import torchvision
 from detectron2.utils.file_io import PathManager
 
-from detr.checkpoint.download import cache_path, fetch
-from detr.checkpoint.paths import torchvision_url
-from detr.checkpoint.released import RELEASED, hash_in_name
+from detr.checkpoint.hub import RELEASED, cache_path, fetch, hash_in_name, torchvision_url
 from detr.errors import InputError
 
 CONTENT = b"the weights" * 10_000
@@ -121,7 +119,7 @@ def test_an_interrupted_download_leaves_nothing_and_is_started_again(site, cache
 
 def test_a_file_that_is_gone_is_told_in_one_line(site, cache):
     url = site.url().replace("/models/", "/gone/")
-    with pytest.raises(InputError, match=r"HTTP Error 404: Not Found") as error:
+    with pytest.raises(InputError, match=r"HTTP Error 404: Not ModelOutputs") as error:
         fetch(url, HASH)
     assert url in str(error.value)
     assert "\n" not in str(error.value)
