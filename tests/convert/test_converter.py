@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file as save_safetensors
 
 import converter
-from detr.checkpoint import released
+from detr.checkpoint import hub
 from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.files import load_file
 from detr.checkpoint.formats import to_detectron2
@@ -301,7 +301,7 @@ def test_names_that_stand_for_nothing(tmp_path, output):
 
 
 def test_a_released_file_tells_that_it_is_dc5(original, tmp_path, output):
-    name = released.entry("detr_R_50_DC5").url.rpartition("/")[2]
+    name = hub.entry("detr_R_50_DC5").url.rpartition("/")[2]
     torch.save({"model": original}, tmp_path / name)
     assert read(str(tmp_path / name)).info == CheckpointInfo(dilation=True, heads=8)
     torch.save({"model": original}, tmp_path / "renamed.pth")

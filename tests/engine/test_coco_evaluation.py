@@ -14,8 +14,8 @@ from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.structures import Boxes, Instances
 
 from detr.engine.coco_evaluation import FastCOCOEvaluator, choose_backend, count
+from detr.engine.data_checks import check_test_sets
 from detr.engine.evaluation import ThingsEvaluator, build_evaluator
-from detr.engine.trainer import check_test_sets
 from detr.errors import InputError
 from tests.engine.random_coco import HEIGHT, WIDTH, expected, random_case
 from tests.engine.test_evaluation import PANOPTIC, evaluate, truth
