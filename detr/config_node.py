@@ -141,9 +141,14 @@ def _overruled(cfg: CfgNode) -> list[tuple[str, str]]:
 
 
 def settle_schedule(cfg: CfgNode) -> CfgNode:
-    """A copy of ``cfg`` in which the schedule's keys that are overruled are off, 0 or (). It is frozen if cfg is."""
+    """A copy of ``cfg`` in which overruled keys in epochs are off (0 or ()), and overruled drops in iterations too.
+
+    It is frozen if ``cfg`` is.
+    """
     settled = cfg.clone()
     for section, key in _overruled(cfg):
-        # Not through __setitem__: nobody sets a key here.
-        dict.__setitem__(settled[section], key, () if key in ("DROP_EPOCHS", "STEPS") else 0)
+        if key in ("DROP_EPOCHS", "STEPS"):
+            dict.__setitem__(settled[section], key, ())  # not by __setitem__: nobody sets a key here
+        elif key.endswith("_EPOCHS"):
+            dict.__setitem__(settled[section], key, 0)
     return settled

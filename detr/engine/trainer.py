@@ -47,8 +47,10 @@ class Trainer(DefaultTrainer):
         dicts: list[dict[str, Any]] = []
         if not self._overrides("build_train_loader"):
             dicts = data_checks.check_training_sets(cfg)
-        elif solver.is_in_epochs(cfg):
+        elif cfg.DATASETS.TRAIN:
             dicts = data_checks.load_training_sets(cfg)
+        else:
+            solver.check_known_size(cfg)
         cfg = solver.schedule_in_iterations(cfg, len(dicts))
         with _at_hand(cfg, dicts):
             super().__init__(cfg)
