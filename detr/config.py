@@ -79,7 +79,7 @@ def add_detr_config(cfg: CN) -> None:
     # New: instances of a lower score are left out, and their masks are not computed. COCO's AP needs them all.
     cfg.MODEL.DETR.INSTANCE_SCORE_THRESHOLD = 0.0
 
-    # New: panoptic maps (sec. 4.3); they want MODEL.MASK_ON and a data set with things and stuff.
+    # New: panoptic maps (sec. 4.3); they need MODEL.MASK_ON and a data set with things and stuff.
     cfg.MODEL.DETR.PANOPTIC = CN()
     cfg.MODEL.DETR.PANOPTIC.ENABLED = False
     cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD = 0.85  # of queries that take part

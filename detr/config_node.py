@@ -72,7 +72,7 @@ class DetrCfgNode(CfgNode, metaclass=_EqualToCfgNode):
         return content
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """As Detectron2's, without the keys that are overruled: a file does not tell which was set last."""
+        """As Detectron2's, without the keys that are overruled: a file does not show which was set last."""
         cfg = self.clone()
         if "SOLVER" in cfg and "TEST" in cfg:
             for section, key in _overruled(cfg):

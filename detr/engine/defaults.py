@@ -146,7 +146,7 @@ def _merge(cfg: CfgNode, where: str, merge: Any) -> None:
     try:
         merge()
     except (KeyError, ValueError, AssertionError, AttributeError, OSError, yaml.YAMLError) as error:
-        # yacs tells a key that it does not know by a KeyError or an assertion, as the source has it.
+        # for an unknown key yacs raises a KeyError or an assertion, depending on where the key stands.
         text = " ".join(str(error.args[0] if isinstance(error, (KeyError, AssertionError)) else error).split())
         unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
         if not unknown:
@@ -209,15 +209,15 @@ def _macs_per_second() -> float:
     return 100 * 128 * weight.numel() / sorted(times)[2]
 
 
-def check_whole(fresh: list[str], would: str = "--eval-only would evaluate") -> None:
-    """Raises InputError where an evaluation, or what else ``would``, would run on random weights.
+def check_whole(reinitialized: list[str], would: str = "--eval-only would evaluate") -> None:
+    """Raises InputError where an evaluation, or another action that ``would`` names, would use random weights.
 
-    fresh: what the checkpointer had to start fresh, a line each
+    reinitialized: the checkpointer's lines about parts without weights
     """
-    if fresh:
+    if reinitialized:
         raise InputError(
-            f"{would} random weights, {'; '.join(fresh)}: name weights of a whole model in MODEL.WEIGHTS, or the "
-            "config that they belong to"
+            f"{would} random weights, {'; '.join(reinitialized)}: name weights of a whole model in MODEL.WEIGHTS, or "
+            "the config that they belong to"
         )
 
 
@@ -231,7 +231,7 @@ def check_output_folder(folder: str) -> None:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """For Detectron2's training loop, which logs every error with its traceback: not those told in one line."""
+    """For Detectron2's training loop, which logs every error with its traceback: except those that are reported in one line."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, (InputError, FloatingPointError))
 
@@ -239,7 +239,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 def check_weights(weights: str, needed: bool = False, key: str = "MODEL.WEIGHTS") -> None:
     """Raises InputError for weights that are missing, and for none where they are ``needed``."""
     if not weights and needed:
-        raise InputError("--eval-only wants trained weights, but MODEL.WEIGHTS is empty: name a checkpoint there")
+        raise InputError("--eval-only needs trained weights, but MODEL.WEIGHTS is empty: name a checkpoint there")
     if weights.startswith(TORCHVISION):
         torchvision_url(weights)
     elif weights.startswith(ZOO):

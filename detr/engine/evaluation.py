@@ -41,7 +41,7 @@ def is_detr(cfg: CfgNode) -> bool:
 
 
 def main_metric(cfg: CfgNode) -> str:
-    """The metric, by its name in the event storage, that tells the best checkpoint: PQ, else mask AP, else box AP."""
+    """The metric, by its name in the event storage, that chooses the best checkpoint: PQ, else mask AP, else box AP."""
     name = cfg.DATASETS.TEST[0]
     metric = "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
     if measures_pq(cfg, name):

@@ -50,7 +50,7 @@ def _options(cfg: CfgNode) -> dict[str, Any]:
 def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0) -> None:
     """Before every step, scales all gradients together to a norm of at most ``max_norm``.
 
-    Detectron2 clips each parameter by itself, which is another optimization.
+    Detectron2 clips each parameter separately, which is a different optimization.
     """
 
     def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -83,12 +83,12 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         checkpointer = self.checkpointer
         if isinstance(checkpointer, DetrCheckpointer) and getattr(checkpointer.model, "freeze_detr", False):
-            fresh = [line for line in checkpointer.fresh if not line.startswith("mask_head")]
-            if fresh:
+            untrained = [line for line in checkpointer.reinitialized if not line.startswith("mask_head")]
+            if untrained:
                 logger.warning(
                     "the box model that the masks are trained on is frozen, and not trained: %s. Name a trained one in "
                     "MODEL.WEIGHTS, or set MODEL.DETR.FREEZE_DETR False to train it too",
-                    "; ".join(fresh),
+                    "; ".join(untrained),
                 )
 
     def train(self) -> dict[str, Any] | None:
@@ -140,7 +140,7 @@ class Trainer(DefaultTrainer):
         model = cls.build_model(cfg)
         checkpointer = DetrCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        check_whole(checkpointer.fresh)
+        check_whole(checkpointer.reinitialized)
         results = cls.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)

@@ -208,7 +208,7 @@ class Detr(BaseDetr):
         )
 
     def forward_network(self, images: ImageList, return_intermediate: bool) -> Outputs:
-        """Backbone, transformer and heads. Masks are left to ``MaskHead``, which is told for which queries.
+        """Backbone, transformer and heads. ``MaskHead`` predicts masks later, for chosen queries only.
 
         return_intermediate: whether the earlier decoder layers are wanted too, for the auxiliary losses
         """
