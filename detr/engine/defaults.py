@@ -231,7 +231,7 @@ def check_output_folder(folder: str) -> None:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """For Detectron2's training loop, which logs every error with its traceback: except those that are reported in one line."""
+    """Detectron2's training loop logs every error with its traceback; not those that are reported in one line."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, (InputError, FloatingPointError))
 

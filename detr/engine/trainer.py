@@ -54,7 +54,7 @@ class Trainer(DefaultTrainer):
         cfg = solver.schedule_in_iterations(cfg, len(dicts))
         with _at_hand(cfg, dicts):
             super().__init__(cfg)
-        # Gradients of the last step need not lie beside the activations of this one.
+        # Saves memory: the gradients of the last step are freed before the forward pass.
         self._trainer.zero_grad_before_forward = True
 
     @classmethod
