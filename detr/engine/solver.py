@@ -20,6 +20,9 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     ``SOLVER.WEIGHT_DECAY`` holds for every parameter, norms and biases too, as in the original.
     Raises InputError for an unknown ``SOLVER.OPTIMIZER``.
     """
+    for key, default in (("WEIGHT_DECAY_NORM", 0.0), ("WEIGHT_DECAY_BIAS", None), ("BIAS_LR_FACTOR", 1.0)):
+        if cfg.SOLVER[key] != default:
+            logger.warning("SOLVER.%s %s has no effect: WEIGHT_DECAY and BASE_LR hold for all", key, cfg.SOLVER[key])
     params = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
