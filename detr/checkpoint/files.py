@@ -56,7 +56,7 @@ def load_file(path: str, *, unsafe: bool = False) -> dict[str, Any]:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         detail = f"it asks for the class {wanted[1]}" if wanted else "it is no PyTorch file, or is damaged"
         raise InputError(
-            f"{path} is not loaded, because {detail}; only tensors and plain values are loaded (converter.py has "
+            f"{path} is refused, because {detail}; only tensors and plain values are loaded (converter.py has "
             "--unsafe-load for an old file of your own)"
         ) from error
     except Exception as error:  # torch and safetensors raise many kinds for files that are not their own

@@ -137,8 +137,8 @@ def test_other_classes_and_queries_keep_what_fits(paths, original, caplog):
     cfg = small_config(MODEL__DETR__NUM_CLASSES=3, MODEL__DETR__NUM_OBJECT_QUERIES=12)
     lines, before, after = warnings_of(caplog, cfg, paths["original"])
     assert lines == [
-        "class_embed: 81 rows in the weights, 4 wanted: no-object is kept, the others start fresh",
-        "query_embed: 10 queries in the weights, 12 wanted: 2 more start fresh",
+        "class_embed: 81 rows in the weights, 4 wanted: no-object is kept, the others are re-initialized",
+        "query_embed: 10 queries in the weights, 12 wanted: 2 more are initialized",
     ]
     assert torch.equal(after["class_embed.weight"][3], original["class_embed.weight"][91])
     assert torch.equal(after["class_embed.weight"][:3], before["class_embed.weight"][:3])
@@ -149,7 +149,7 @@ def test_other_classes_and_queries_keep_what_fits(paths, original, caplog):
 def test_boxes_load_into_a_model_with_masks(paths, caplog):
     lines, before, after = warnings_of(caplog, small_config(MODEL__MASK_ON=True), paths["original"])
     heads = [key for key in before if key.startswith("mask_head.")]
-    assert lines == [f"mask_head starts fresh: the weights hold none of its {len(heads)} tensors"]
+    assert lines == [f"mask_head is re-initialized: the weights hold none of its {len(heads)} tensors"]
     assert all(torch.equal(before[key], after[key]) for key in heads)
 
 
@@ -159,7 +159,7 @@ def test_masks_load_into_a_model_of_boxes(paths, original, tmp_path, caplog):
     torch.save({"model": {**{f"detr.{key}": value for key, value in original.items()}, **masks}}, path)
     lines, _, after = warnings_of(caplog, small_config(), path)
     assert lines == [
-        "mask_head: 2 tensors of the weights have no place in this model: mask_head.lay1.bias, "
+        "mask_head: 2 tensors of the weights are not in this model: mask_head.lay1.bias, "
         "mask_head.attention.q_linear.bias"
     ]
     assert torch.equal(after["query_embed.weight"], original["query_embed.weight"])
@@ -208,7 +208,7 @@ def test_a_prefix_that_some_keys_have_is_no_prefix(original, tmp_path):
 def test_another_depth_is_told_by_parts(paths, caplog):
     lines, _, _ = warnings_of(caplog, small_config(MODEL__DETR__ENC_LAYERS=2), paths["original"])
     assert len(lines) == 1
-    assert lines[0].startswith("transformer.encoder: 12 of its 24 tensors start fresh: transformer.encoder.layers.1.")
+    assert lines[0].startswith("transformer.encoder: 12 of its 24 tensors are re-initialized: transformer.encoder.layers.1.")
 
 
 def test_weights_that_hold_nothing_are_refused(tmp_path):
@@ -259,7 +259,7 @@ def test_a_resnet_becomes_the_backbone(suffix, tmp_path, caplog):
     with torch.no_grad():
         body = nn.Sequential(*list(resnet.eval().children())[:-2])
         torch.testing.assert_close(model.backbone(image)["res5"], body(image), rtol=1e-3, atol=1e-4)
-    fresh = [record.getMessage() for record in caplog.records if "starts fresh" in record.getMessage()]
+    fresh = [record.getMessage() for record in caplog.records if "is re-initialized" in record.getMessage()]
     assert len(fresh) == 6  # input_proj, encoder, decoder, query_embed, class_embed, bbox_embed
 
 

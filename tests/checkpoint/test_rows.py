@@ -41,7 +41,7 @@ def test_other_classes_keep_no_object_alone():
     fitted, lines = fit(state, fresh)
     assert fitted["class_embed.bias"].tolist() == [1000, 1001, 1002, 1003, 80]
     assert fitted["class_embed.weight"][:, 0].tolist() == [1000, 1001, 1002, 1003, 80]
-    assert lines == ["class_embed: 81 rows in the weights, 5 wanted: no-object is kept, the others start fresh"]
+    assert lines == ["class_embed: 81 rows in the weights, 5 wanted: no-object is kept, the others are re-initialized"]
     assert fresh["class_embed.bias"][-1] == 1004  # the model's own tensors are not written to
 
 
@@ -59,7 +59,7 @@ def test_queries_are_kept_from_the_first():
     assert "10 queries in the weights, 4 wanted: the first 4 are kept" in line
     more, (line,) = fit(head(6, 2, 0.0), head(6, 4, 1000.0))
     assert more["query_embed.weight"][:, 0].tolist() == [0, 1, 1002, 1003]
-    assert "2 more start fresh" in line
+    assert "2 more are initialized" in line
 
 
 def test_another_width_is_no_matter_of_rows():

@@ -155,7 +155,7 @@ def test_missing_weights_are_named(tmp_path):
         check_weights("torchvision://resnet51")
     with pytest.raises(InputError, match=r"no released model is named 'detr_R50'; did you mean detr_R_50"):
         check_weights("detr://detr_R50")
-    with pytest.raises(InputError, match="--eval-only wants trained weights"):
+    with pytest.raises(InputError, match="--eval-only needs trained weights"):
         check_weights("", needed=True)
     check_weights("")
     check_weights("detectron2://ImageNetPretrained/torchvision/R-50.pkl")

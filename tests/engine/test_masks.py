@@ -72,7 +72,7 @@ def test_masks_of_instances_train_on_polygons_and_rles(shapes_root, tmp_path):
 
 def test_boxes_alone_are_no_weights_to_evaluate_masks_with(boxes, tmp_path):
     settings = {**MASKS, "MODEL.WEIGHTS": boxes}
-    with pytest.raises(InputError, match=r"would evaluate random weights, mask_head starts fresh"):
+    with pytest.raises(InputError, match=r"would evaluate random weights, mask_head is re-initialized"):
         train(tmp_path, settings, "--eval-only", config=PANOPTIC)
 
 

@@ -349,7 +349,7 @@ def test_weights_that_are_not_whole_are_refused(boxes, tmp_path):
     state = {key: value for key, value in boxes[1].state_dict().items() if not key.startswith("class_embed")}
     torch.save({"model": state}, tmp_path / "half.pth")
     opts = [*as_opts(SETTINGS), "MODEL.WEIGHTS", tmp_path / "half.pth"]
-    with pytest.raises(InputError, match="this would export random weights, class_embed starts fresh"):
+    with pytest.raises(InputError, match="this would export random weights, class_embed is re-initialized"):
         run(QUICKSTART, "torchscript", tmp_path / "exported", opts)
     assert os.listdir(tmp_path) == ["half.pth"]
 
@@ -423,7 +423,7 @@ def test_a_damaged_folder_is_told(copy):
         ),
         ("MODEL.MASK_ON", True, "MODEL.MASK_ON is True, but .* was exported with False"),
         ("MODEL.DETR.NUM_CLASSES", 5, "NUM_CLASSES is 5, but .* was exported with 4"),
-        ("MODEL.DETR.PANOPTIC.ENABLED", True, "PANOPTIC.ENABLED is True, which wants masks"),
+        ("MODEL.DETR.PANOPTIC.ENABLED", True, "PANOPTIC.ENABLED is True, which needs masks"),
         ("MODEL.DETR.EXPORTED", "", "MODEL.DETR.EXPORTED '' is no exported model"),
     ],
 )
