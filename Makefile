@@ -29,10 +29,10 @@ oracle: env
 	@$(SETUP) oracle
 
 demo: env
-	$(BIN)/python demo.py $(ARGS)
+	$(BIN)/python tools/quickstart.py $(ARGS)
 
 demo-panoptic: env
-	$(BIN)/python demo.py --panoptic $(ARGS)
+	$(BIN)/python tools/quickstart.py --panoptic $(ARGS)
 
 test: env oracle
 	$(BIN)/python -m pytest $(ARGS)

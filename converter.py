@@ -8,7 +8,7 @@ python converter.py --source_model detr_R_50 --output_model detr-resnet-50 --to 
 import argparse
 import sys
 
-import detr  # noqa: F401  says how to install Detectron2 where it is missing
+import detr  # noqa: F401  explains how to install Detectron2 where it is missing
 from detr.convert.conversion import BACKBONES, TARGETS, Request, convert
 from detr.convert.verification import verify
 from detr.errors import exit_with_one_line
@@ -26,11 +26,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--to", choices=TARGETS, default="detectron2", help="the format to write (%(default)s)")
     parser.add_argument("--num-classes", type=_positive, metavar="N", help="classes of the output, without no-object")
     parser.add_argument("--num-queries", type=_positive, metavar="N", help="object queries of the output")
-    parser.add_argument("--dc5", action="store_true", help="the weights are of a DC5 model, which tensors do not tell")
-    parser.add_argument("--heads", type=_positive, metavar="N", help="attention heads, not told by tensors either")
+    parser.add_argument("--dc5", action="store_true", help="the weights are of a DC5 model; the tensors do not show it")
+    parser.add_argument(
+        "--heads", type=_positive, metavar="N", help="attention heads; the tensors do not show them either"
+    )
     parser.add_argument("--own-classes", action="store_true", help="80, 91, 133 or 250 classes are not COCO's")
     parser.add_argument("--backbone", choices=BACKBONES, help="for transformers: its own ResNet, or timm's")
-    parser.add_argument("--verify", action="store_true", help="run source and output, and compare what they find")
+    parser.add_argument("--verify", action="store_true", help="run source and output, and compare their outputs")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     parser.add_argument(
         "--unsafe-load", action="store_true", help="unpickle without restriction: only for an old file of your own"

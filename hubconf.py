@@ -19,10 +19,10 @@ def _entry_point(name: str) -> collections.abc.Callable[..., detr.Detr]:
     published = f"box AP {released.box_ap}" + (f", PQ {released.pq}" if released.pq else "")
     build.__doc__ = f"""{name}: {published} on COCO val 2017, as the authors publish it.
 
-    pretrained: the released weights, downloaded at the first time; else random ones
-    num_classes: without no-object; the class head of another number than {released.num_classes} starts fresh
+    pretrained: the released weights, downloaded the first time; else random ones
+    num_classes: without no-object; with another number than {released.num_classes} the class head is re-initialized
 
-    Returns a model on the CPU in evaluation mode. It takes Detectron2's list of dicts, one an image: "image",
+    Returns a model on the CPU in evaluation mode. It takes Detectron2's list of dicts, one per image: "image",
     (3, H, W) RGB in the range 0..255, resized as you want it seen (shortest side 800, longest at most 1333), and
     "height", "width" of the output where that has another size. It returns a list of dicts: "instances" with
     pred_boxes (xyxy in pixels of the output), scores and pred_classes of all 100 queries. From a panoptic model

@@ -25,7 +25,7 @@ STUFF_MERGES = ("original", "exact")
 UNREAD_KEYS = {
     **{f"MODEL.{name}": "" for name in ("ANCHOR_GENERATOR", "PANOPTIC_FPN", "PROPOSAL_GENERATOR", "RETINANET", "RPN")},
     **{f"MODEL.{name}": "" for name in ("ROI_BOX_HEAD", "ROI_KEYPOINT_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD")},
-    **{"MODEL.KEYPOINT_ON": "", "MODEL.LOAD_PROPOSALS": "", "TEST.AUG": ""},
+    **{"MODEL.KEYPOINT_ON": "", "MODEL.LOAD_PROPOSALS": "", "TEST.AUG": "", "VIS_PERIOD": ""},
     "MODEL.ROI_HEADS": "",
     "MODEL.ROI_HEADS.NUM_CLASSES": "MODEL.DETR.NUM_CLASSES",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "MODEL.DETR.INSTANCE_SCORE_THRESHOLD",
@@ -79,7 +79,7 @@ def add_detr_config(cfg: CN) -> None:
     # New: instances of a lower score are left out, and their masks are not computed. COCO's AP needs them all.
     cfg.MODEL.DETR.INSTANCE_SCORE_THRESHOLD = 0.0
 
-    # New: panoptic maps (sec. 4.3); they want MODEL.MASK_ON and a data set with things and stuff.
+    # New: panoptic maps (sec. 4.3); they need MODEL.MASK_ON and a data set with things and stuff.
     cfg.MODEL.DETR.PANOPTIC = CN()
     cfg.MODEL.DETR.PANOPTIC.ENABLED = False
     cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD = 0.85  # of queries that take part

@@ -72,7 +72,7 @@ class DetrCfgNode(CfgNode, metaclass=_EqualToCfgNode):
         return content
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """As Detectron2's, without the keys that are overruled: a file does not tell which was set last."""
+        """As Detectron2's, without the keys that are overruled: a file does not show which was set last."""
         cfg = self.clone()
         if "SOLVER" in cfg and "TEST" in cfg:
             for section, key in _overruled(cfg):
@@ -141,9 +141,14 @@ def _overruled(cfg: CfgNode) -> list[tuple[str, str]]:
 
 
 def settle_schedule(cfg: CfgNode) -> CfgNode:
-    """A copy of ``cfg`` in which the schedule's keys that are overruled are off, 0 or (). It is frozen if cfg is."""
+    """A copy of ``cfg`` in which overruled keys in epochs are off (0 or ()), and overruled drops in iterations too.
+
+    It is frozen if ``cfg`` is.
+    """
     settled = cfg.clone()
     for section, key in _overruled(cfg):
-        # Not through __setitem__: nobody sets a key here.
-        dict.__setitem__(settled[section], key, () if key in ("DROP_EPOCHS", "STEPS") else 0)
+        if key in ("DROP_EPOCHS", "STEPS"):
+            dict.__setitem__(settled[section], key, ())  # not by __setitem__: nobody sets a key here
+        elif key.endswith("_EPOCHS"):
+            dict.__setitem__(settled[section], key, 0)
     return settled

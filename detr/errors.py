@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend, and how scripts tell them."""
+"""Mistakes that a user can correct, and how scripts report them."""
 
 import contextlib
 import sys

@@ -17,14 +17,19 @@ __all__ = ["ZooModel", "entry", "get", "get_config", "names"]
 
 
 def names() -> list[str]:
-    """What the functions below take."""
+    """The names of the released models."""
     return list(RELEASED)
 
 
 def get_config(name: str) -> CfgNode:
-    """The model's config, not frozen; MODEL.WEIGHTS is its released weights. Raises InputError for an unknown name."""
+    """The model's config, not frozen, with its released weights; MODEL.DEVICE is the CPU where there is no GPU.
+
+    Raises InputError for an unknown name.
+    """
     cfg = load_config(str(_configs() / entry(name).config), [])
     cfg.MODEL.WEIGHTS = ZOO + name
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
     return cfg
 
 
@@ -33,17 +38,17 @@ def get(
 ) -> Detr:
     """The model itself, in evaluation mode.
 
-    pretrained: the released weights, downloaded at the first time; else random ones, and no download at all
+    pretrained: with the released weights, which are downloaded the first time; else with random ones
     device: by default the GPU where there is one
-    num_classes: another number than the released model's, for fine-tuning; the class head then starts fresh, and
-        a panoptic model gives instances alone
+    num_classes: another number than the released model's, for fine-tuning; the class head is then re-initialized
+        except its no-object row, and a panoptic model returns instances only
 
     Raises InputError for an unknown name, and for weights that cannot be downloaded.
     """
     cfg = get_config(name)
     if num_classes is not None and num_classes != entry(name).num_classes:
         cfg.MODEL.DETR.NUM_CLASSES = num_classes
-        cfg.MODEL.DETR.PANOPTIC.ENABLED = False  # nothing tells things from stuff among them
+        cfg.MODEL.DETR.PANOPTIC.ENABLED = False  # whether they are things or stuff is unknown
     cfg.MODEL.DETR.FREEZE_DETR = False
     model = Detr(cfg)
     if pretrained:

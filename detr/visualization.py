@@ -48,36 +48,36 @@ def truth_beside_detections(
     metadata: Metadata,
     threshold: float = 0.5,
 ) -> np.ndarray:
-    """One row of the sheet: what is annotated, then what is found with a score above ``threshold``."""
+    """One row of the sheet: the ground truth, then the predictions with a score above ``threshold``."""
     objects = [obj for obj in annotations if not obj.get("iscrowd", 0)]
     truth = [BoxMode.convert(obj["bbox"], obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in objects]
-    found = detections[detections.scores > threshold].to("cpu")
+    confident = detections[detections.scores > threshold].to("cpu")
     left = draw_boxes(image, np.array(truth).reshape(-1, 4), [obj["category_id"] for obj in objects], metadata)
     right = draw_boxes(
         image,
-        found.pred_boxes.tensor.numpy(),
-        found.pred_classes.tolist(),
+        confident.pred_boxes.tensor.numpy(),
+        confident.pred_classes.tolist(),
         metadata,
-        found.scores.tolist(),
+        confident.scores.tolist(),
     )
-    return sheet([_captioned(left, "ground truth"), _captioned(right, f"found, score > {threshold}")], columns=2)
+    return sheet([_captioned(left, "ground truth"), _captioned(right, f"predictions, score > {threshold}")], columns=2)
 
 
 def truth_beside_panoptic(
     image: np.ndarray,
     truth: tuple[np.ndarray, Sequence[dict[str, Any]]],
-    found: tuple[Tensor, Sequence[dict[str, Any]]],
+    predicted: tuple[Tensor, Sequence[dict[str, Any]]],
     metadata: Metadata,
 ) -> np.ndarray:
-    """One row of the sheet: the annotated map, then the one found.
+    """One row of the sheet: the ground truth, then the predicted panoptic map.
 
     image: (H, W, 3) RGB uint8
-    truth, found: segment ids (H, W), and a dict a segment with "id", "category_id" and "isthing"
+    truth, predicted: segment ids (H, W), and a dict per segment with "id", "category_id" and "isthing"
     metadata: of a panoptic data set, whose ``stuff_classes`` and ``stuff_colors`` list things and stuff
     """
     left = draw_segments(image, torch.from_numpy(truth[0].astype(np.int32)), truth[1], metadata)
-    right = draw_segments(image, found[0].cpu(), found[1], metadata)
-    return sheet([_captioned(left, "ground truth"), _captioned(right, "panoptic map found")], columns=2)
+    right = draw_segments(image, predicted[0].cpu(), predicted[1], metadata)
+    return sheet([_captioned(left, "ground truth"), _captioned(right, "predicted panoptic map")], columns=2)
 
 
 def draw_segments(

@@ -94,6 +94,22 @@ def tiny_config() -> Callable[..., CfgNode]:
     return make
 
 
+# A training of two iterations.
+SHORT = {"SOLVER.IMS_PER_BATCH": 4, "SOLVER.BASE_LR": 0.001, "SOLVER.MAX_ITER": 2, "TEST.EVAL_PERIOD": 0}
+
+
+@pytest.fixture
+def run_config(tiny_config: Callable[..., CfgNode], tmp_path: Path) -> Callable[..., CfgNode]:
+    """As tiny_config, for a training of two iterations whose OUTPUT_DIR exists."""
+
+    def make(settings: dict[str, Any] | None = None) -> CfgNode:
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        return tiny_config({**SHORT, "OUTPUT_DIR": folder, **(settings or {})})
+
+    return make
+
+
 def make_input(
     boxes: list[list[float]], labels: list[int], size: tuple[int, int] = (96, 128), seed: int = 0
 ) -> dict[str, Any]:

@@ -6,7 +6,7 @@ python tools/export_model.py --config-file CFG --format onnx --output detr_onnx 
 
 import argparse
 
-import detr  # noqa: F401  says how to install Detectron2 where it is missing
+import detr  # noqa: F401  explains how to install Detectron2 where it is missing
 from detr.engine.defaults import load_config
 from detr.errors import exit_with_one_line
 from detr.export import FORMATS, export

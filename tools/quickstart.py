@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Shows DETR at work on a laptop: trains a small one on drawn shapes, evaluates it, draws what it finds.
+"""Trains a small DETR on drawn shapes on a laptop, evaluates it, and draws its predictions beside the ground truth.
 
-python demo.py [--panoptic] [--output FOLDER] [KEY VALUE ...]
+python tools/quickstart.py [--panoptic] [--output FOLDER] [KEY VALUE ...]
 """
 
 import argparse
@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -27,17 +28,27 @@ from detr.engine.trainer import Trainer
 from detr.errors import exit_with_one_line
 from detr.visualization import plot_training, save_picture, sheet, truth_beside_detections, truth_beside_panoptic
 
-CONFIGS = Path(__file__).parent / "configs" / "quickstart"
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs" / "quickstart"
 PICTURES = 8  # validation images on the sheet
+METRICS = (
+    ("box AP", "bbox", "AP"),
+    ("AP50", "bbox", "AP50"),
+    ("mask AP", "segm", "AP"),
+    ("PQ", "panoptic_seg", "PQ"),
+)
 
 
 class Progress(HookBase):
-    """Records the minutes since the start, and tells how far the training is, now and then."""
+    """Records the minutes since the start, and prints a line of progress now and then."""
 
     every_seconds = 20.0
 
+    def __init__(self, terminal: TextIO) -> None:
+        self.terminal = terminal
+
     def before_train(self) -> None:
-        self.start = self.told = time.perf_counter()
+        self.start = self.last_line = time.perf_counter()
 
     def before_step(self) -> None:
         # Before the step, so that Detectron2's writer, which comes after it, finds the number.
@@ -45,14 +56,18 @@ class Progress(HookBase):
 
     def after_step(self) -> None:
         done, total = self.trainer.iter + 1, self.trainer.max_iter
-        if done < 50 or time.perf_counter() - self.told < self.every_seconds:
+        if done < 50 or time.perf_counter() - self.last_line < self.every_seconds:
             return
-        self.told = time.perf_counter()
+        self.last_line = time.perf_counter()
         storage = self.trainer.storage
         loss = storage.history("total_loss").median(20)
         ap = f", AP {storage.latest()['bbox/AP'][0]:.1f}" if "bbox/AP" in storage.latest() else ""
-        tell(f"  step {done} of {total}, {self.minutes():.1f} of about {self.minutes() * total / done:.1f} minutes:"
-             f" loss {loss:.1f}{ap}")  # fmt: skip
+        print(
+            f"  step {done} of {total}, {self.minutes():.1f} of about {self.minutes() * total / done:.1f} minutes: "
+            f"loss {loss:.1f}{ap}",
+            file=self.terminal,
+            flush=True,
+        )
 
     def minutes(self) -> float:
         return (time.perf_counter() - self.start) / 60
@@ -63,44 +78,40 @@ def main() -> None:
     output = free_folder(args.output)
     config = CONFIGS / ("shapes_panoptic.yaml" if args.panoptic else "shapes_detection.yaml")
     what = "boxes, masks and panoptic maps" if args.panoptic else "boxes"
-    tell(
+    print(
         f"Training a small DETR on drawn shapes, for {what}, on the CPU: about 9 minutes on two cores.\n"
-        f"Folder: {output.absolute()}"
+        f"Folder: {output.absolute()}",
+        flush=True,
     )
-    tell(f"  the data set, drawn at the first time in half a minute: {ensure_shapes()}")
-    sys.stdout = open(output / "console.txt", "w")  # noqa: SIM115  loggers write to it until the end
+    print(f"  the data set, drawn at the first time in half a minute: {ensure_shapes()}", flush=True)
     opts = ["OUTPUT_DIR", str(output), *args.opts]
-    cfg = setup(argparse.Namespace(config_file=str(config), opts=opts, eval_only=False, resume=False))
-    trainer = Trainer(cfg)
-    progress = Progress()
-    trainer.register_hooks([progress])
-    trainer.resume_or_load(resume=False)
-    results = trainer.train() or {}
-    minutes = progress.minutes()
-    plot_training(str(output / "metrics.json"), str(output / "training.png"))
-    save_picture(draw_detections(cfg, trainer.model), str(output / "predictions.png"))
-    numbers = [
-        ("box AP", "bbox", "AP"),
-        ("AP50", "bbox", "AP50"),
-        ("mask AP", "segm", "AP"),
-        ("PQ", "panoptic_seg", "PQ"),
-    ]
-    found = ", ".join(f"{name} {results[task][key]:.1f}" for name, task, key in numbers if task in results)
-    tell(
-        f"Done in {minutes:.1f} minutes: {found} on {cfg.DATASETS.TEST[0]}\n"
-        f"  {output / 'predictions.png'}  ground truth beside what the model finds\n"
+    progress = Progress(terminal=sys.stdout)
+    # Detectron2's log, several hundred lines, goes to a file. Its loggers write to what is stdout when they are made.
+    with open(output / "console.txt", "w") as console, contextlib.redirect_stdout(console):
+        cfg = setup(argparse.Namespace(config_file=str(config), opts=opts, eval_only=False, resume=False))
+        trainer = Trainer(cfg)
+        trainer.register_hooks([progress])
+        trainer.resume_or_load(resume=False)
+        results = trainer.train() or {}
+        minutes = progress.minutes()
+        plot_training(str(output / "metrics.json"), str(output / "training.png"))
+        save_picture(draw_predictions(cfg, trainer.model), str(output / "predictions.png"))
+    numbers = ", ".join(f"{name} {results[task][key]:.1f}" for name, task, key in METRICS if task in results)
+    evaluation = [sys.executable, str(ROOT / "train_net.py"), "--eval-only", "--config-file", str(config)]
+    print(
+        f"Done in {minutes:.1f} minutes: {numbers} on {cfg.DATASETS.TEST[0]}\n"
+        f"  {output / 'predictions.png'}  ground truth beside predictions\n"
         f"  {output / 'training.png'}     loss against iterations, accuracy against time\n"
         f"  {output / 'log.txt'}          the whole log\n"
         "The weights can be evaluated again with\n"
-        f"  {shlex.join([sys.executable, 'train_net.py', '--eval-only', '--config-file', str(config)])} "
-        f"MODEL.WEIGHTS {output / 'model_final.pth'}"
+        f"  {shlex.join(evaluation)} MODEL.WEIGHTS {output / 'model_final.pth'}"
     )
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--panoptic", action="store_true", help="masks and panoptic maps too")
-    parser.add_argument("--output", default="output/demo", help="a folder; where it exists, a number is added")
+    parser.add_argument("--output", default="output/quickstart", help="a folder; where it exists, a number is added")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values, as for train_net.py")
     return parser.parse_args()
 
@@ -115,14 +126,8 @@ def free_folder(wanted: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def tell(text: str) -> None:
-    """To the terminal; what Detectron2 prints, several hundred lines, goes to a file."""
-    print(text, file=sys.__stdout__, flush=True)
-
-
-@torch.no_grad()
-def draw_detections(cfg: CfgNode, model: torch.nn.Module) -> np.ndarray:
-    """The first validation images that have objects, two pairs a row."""
+def draw_predictions(cfg: CfgNode, model: torch.nn.Module) -> np.ndarray:
+    """The first validation images that have objects, two pairs a row: (H, W, 3) uint8."""
     name = cfg.DATASETS.TEST[0]
     metadata = MetadataCatalog.get(name)
     mapper = DetrDatasetMapper(cfg, is_train=False)

@@ -1,4 +1,4 @@
-"""What a state dict of a ``Detr`` tells of the model behind it, and what it does not."""
+"""The architecture of a ``Detr``, read from its state dict, and which tensors a whole one has."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,14 +21,14 @@ _DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What the tensors do not tell; None where nothing else told it either."""
+    """What a checkpoint's tensors do not show; None where it is unknown."""
 
     dilation: bool | None = None  # DC5: res5 dilated by [1, 2, 2]
     heads: int | None = None  # of attention
     classes: tuple[str, ...] | None = None  # their names, where they are not COCO's
 
     def or_else(self, other: "CheckpointInfo") -> "CheckpointInfo":
-        """What this one knows, else what ``other`` does."""
+        """This one's values, with those of ``other`` where they are unknown."""
         known = {key: value for key, value in vars(self).items() if value is not None}
         return CheckpointInfo(**{**vars(other), **known})
 
@@ -54,7 +54,7 @@ class Architecture:
 
 
 def architecture(state: Mapping[str, Tensor], info: CheckpointInfo) -> Architecture:
-    """Reads the sizes off a state dict of a ``Detr``; what only ``info`` could tell is by default the original's.
+    """Reads the sizes off a state dict of a ``Detr``; what ``info`` does not know is by default the original's.
 
     Raises InputError where the backbone is no ResNet or a part is missing.
     """

@@ -30,15 +30,15 @@ class DetrCheckpointer(DetectionCheckpointer):
     """Loads DETR checkpoints of every kind into a ``Detr``, besides all that Detectron2 loads.
 
     A path may be a file, a folder that transformers wrote, a URL, ``detr://NAME`` or ``torchvision://NAME``.
-    What was found and what starts fresh is logged, a line each; ``fresh`` keeps the latter, of the last load.
+    What was loaded and what is re-initialized is logged; ``reinitialized`` holds the latter lines of the last load.
     """
 
-    fresh: list[str]
+    reinitialized: list[str]
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Raises InputError for weights that cannot be had or read, or that do not belong to this model."""
-        # An exported model has its weights in its graph: there is nothing to load, and nothing starts fresh.
-        self.fresh = [] if path or not self.model.state_dict() else ["there are no weights"]
+        # An exported model has its weights in its graph: there is nothing to load.
+        self.reinitialized = [] if path or not self.model.state_dict() else ["there are no weights"]
         if path and "?" not in path:  # Detectron2 reads options behind a ?
             path = local_path(path)
         if path and os.path.isdir(path):
@@ -50,7 +50,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         return loaded
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As Detectron2's, with a note on what the tensors of a ``Detr`` do not tell."""
+        """As Detectron2's, with a note on what the tensors of a ``Detr`` do not show."""
         if isinstance(self.model, Detr):
             kwargs[NOTE] = {"dilation": _is_dilated(self.model), "heads": self.model.transformer.heads}
         super().save(name, **kwargs)
@@ -119,7 +119,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             checkpoint["model"], lines = fit(state, own)
             for line in lines:
                 logger.warning(line)
-            self.fresh += lines
+            self.reinitialized += lines
             _check_shapes(checkpoint["model"], own)
         return super()._load_model(checkpoint)
 
@@ -133,13 +133,13 @@ class DetrCheckpointer(DetectionCheckpointer):
         total = Counter(map(_part, own))
         for part, keys in _by_part(missing).items():
             if len(keys) == total[part]:
-                line = f"{part} starts fresh: the weights hold none of its {len(keys)} tensors"
+                line = f"{part} is re-initialized: the weights hold none of its {len(keys)} tensors"
             else:
-                line = f"{part}: {len(keys)} of its {total[part]} tensors start fresh: {_few(keys)}"
+                line = f"{part}: {len(keys)} of its {total[part]} tensors are re-initialized: {_few(keys)}"
             logger.warning(line)
-            self.fresh.append(line)
+            self.reinitialized.append(line)
         for part, keys in _by_part(incompatible.unexpected_keys).items():
-            logger.warning("%s: %d tensors of the weights have no place in this model: %s", part, len(keys), _few(keys))
+            logger.warning("%s: %d tensors of the weights are not in this model: %s", part, len(keys), _few(keys))
 
 
 def serve_detectron2() -> None:

@@ -56,7 +56,7 @@ def load_file(path: str, *, unsafe: bool = False) -> dict[str, Any]:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         detail = f"it asks for the class {wanted[1]}" if wanted else "it is no PyTorch file, or is damaged"
         raise InputError(
-            f"{path} is refused, because {detail}; only tensors and plain values are loaded (converter.py has "
+            f"{path} is not loaded, because {detail}; only tensors and plain values are loaded (converter.py has "
             "--unsafe-load for an old file of your own)"
         ) from error
     except Exception as error:  # torch and safetensors raise many kinds for files that are not their own
@@ -206,6 +206,6 @@ def _place_for(path: str) -> Iterator[str]:
         os.makedirs(parent, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as temporary:
             yield temporary
-    except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
+    except (OSError, SafetensorError) as error:  # safetensors wraps the errors of the disk
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {path} ({reason}): name another place, or make room there") from error

@@ -1,7 +1,7 @@
 """Checkpoint formats met in the wild, and the maps between them: pure functions on dicts of tensors.
 
 ``to_detectron2`` and ``from_detectron2`` go from any format to the state dict of a ``Detr`` and back. Every key
-of a source is mapped, is left out for a reason that is told, or is an error that names it.
+of a source is mapped, is left out for a reason that is reported, or is an error that names it.
 """
 
 import re
@@ -62,7 +62,7 @@ class Conversion:
     state: State
     source: Format
     coco: bool  # whether 80 or 133 classes are COCO's, and may be numbered by its ids
-    lines: list[str] = field(default_factory=list)  # what a user should know, a sentence each
+    lines: list[str] = field(default_factory=list)  # notes for the user
 
 
 def recognize(state: Mapping[str, object]) -> Format | None:
@@ -177,7 +177,7 @@ def _renamed(state: State, rename: Callable[[str], str | None], what: str) -> St
         if new is None:
             unknown.append(key)
         elif new in renamed:
-            raise InputError(f"the key {key} says again what another key of the checkpoint has said: {new}")
+            raise InputError(f"the key {key} and another key of the checkpoint both map to {new}")
         else:
             renamed[new] = value
     if unknown:

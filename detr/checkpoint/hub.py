@@ -74,7 +74,7 @@ def entry(name: str) -> ZooModel:
 
 
 def near_name(name: str) -> str | None:
-    """The released model that somebody may mean who writes ``name``."""
+    """The released model with the name nearest to ``name``."""
 
     def plain(text: str) -> str:
         return re.sub(r"[^a-z0-9]", "", text.lower().rpartition("/")[2].replace("resnet", "r"))
@@ -130,7 +130,7 @@ def local_path(path: str) -> str:
 
 
 def missing_hint(path: str) -> str:
-    """What somebody may have meant by a path where nothing is."""
+    """A hint for a path that does not exist."""
     near = near_name(path)
     if near:
         return f"; did you mean {ZOO}{near}?"
@@ -152,7 +152,7 @@ def parse_zoo_path(path: str) -> ZooModel:
 
 
 def fetch(url: str, hash_prefix: str) -> str:
-    """The local path of the file behind ``url``, which is downloaded where it is not there yet.
+    """The local path of the file behind ``url``, downloaded if it is not there yet.
 
     hash_prefix: the first hexadecimal digits of the file's SHA-256
 

@@ -71,7 +71,7 @@ def _transformers_body() -> tuple[Rule, ...]:
 
 _ENCODER = "transformer.encoder.layers.{n}"
 _DECODER = "transformer.decoder.layers.{n}"
-# What the original and ``Detr`` name alike; the encoder has a norm of its own in the pre-norm variant alone.
+# Names that the original and ``Detr`` share; only the pre-norm variant has an encoder norm.
 _ALIKE = (
     *(f"{_ENCODER}.{layer}.{{p}}" for layer in ("linear1", "linear2", "norm1", "norm2")),
     *(f"{_DECODER}.{layer}.{{p}}" for layer in ("linear1", "linear2", "norm1", "norm2", "norm3")),

@@ -1,4 +1,4 @@
-"""Rows of the class head and of the queries: what a conversion keeps, fills or starts fresh.
+"""Rows of the class head and of the queries: what a conversion keeps, fills or re-initializes.
 
     K  classes without no-object, whose row is the last of the class head
 
@@ -56,36 +56,36 @@ def num_rows(state: Mapping[str, Tensor]) -> int:
     return state[CLASS_KEYS[1]].shape[0] if CLASS_KEYS[1] in state else 0
 
 
-def fit(state: State, fresh: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """``state`` with as many class rows and queries as ``fresh`` has, and a line on each that did not fit.
+def fit(state: State, initial: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """``state`` with as many class rows and queries as ``initial`` has, and a line on each that did not fit.
 
-    fresh: has ``class_embed`` and ``query_embed`` in the wanted sizes, with the values for rows that are new
+    initial: has ``class_embed`` and ``query_embed`` in the wanted sizes, with the values for rows that are new
 
     The row of no-object means the same everywhere and is kept. Between COCO's 80 and 133 classes the things
-    are kept too; else class rows start fresh, since nothing tells which classes are the same. Of more
+    are kept too; otherwise class rows are re-initialized, since it is unknown which classes are the same. Of more
     queries the first are kept.
     """
     fitted = dict(state)
     lines: list[str] = []
-    both = {CLASS_KEYS[0], QUERY_KEY} & state.keys() & fresh.keys()
-    if any(state[key].shape[1] != fresh[key].shape[1] for key in both):
+    both = {CLASS_KEYS[0], QUERY_KEY} & state.keys() & initial.keys()
+    if any(state[key].shape[1] != initial[key].shape[1] for key in both):
         return fitted, lines  # another width: no row fits
-    old, new = num_rows(state), num_rows(fresh)
+    old, new = num_rows(state), num_rows(initial)
     if old and new and old != new:
         shared = THINGS if {old, new} == {THINGS + 1, PANOPTIC + 1} else 0
         for key in CLASS_KEYS:
-            rows = fresh[key].detach().to(state[key].dtype, copy=True)
+            rows = initial[key].detach().to(state[key].dtype, copy=True)
             rows[-1] = state[key][-1]
             rows[:shared] = state[key][:shared]
             fitted[key] = rows
         kept = f"no-object and the {shared} things are kept" if shared else "no-object is kept"
-        lines.append(f"class_embed: {old} rows in the weights, {new} wanted: {kept}, the others start fresh")
-    if QUERY_KEY in state and QUERY_KEY in fresh:
-        old, new = len(state[QUERY_KEY]), len(fresh[QUERY_KEY])
+        lines.append(f"class_embed: {old} rows in the weights, {new} wanted: {kept}, the others are re-initialized")
+    if QUERY_KEY in state and QUERY_KEY in initial:
+        old, new = len(state[QUERY_KEY]), len(initial[QUERY_KEY])
         if old != new:
-            queries = fresh[QUERY_KEY].detach().to(state[QUERY_KEY].dtype, copy=True)
+            queries = initial[QUERY_KEY].detach().to(state[QUERY_KEY].dtype, copy=True)
             queries[: min(old, new)] = state[QUERY_KEY][:new]
             fitted[QUERY_KEY] = queries
-            rest = f"{new - old} more start fresh" if new > old else f"the first {new} are kept"
+            rest = f"{new - old} more are initialized" if new > old else f"the first {new} are kept"
             lines.append(f"query_embed: {old} queries in the weights, {new} wanted: {rest}")
     return fitted, lines

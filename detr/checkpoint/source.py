@@ -1,4 +1,4 @@
-"""From a file in any format to tensors of known kind, checked, with what the file tells beside them."""
+"""Reads a checkpoint in any format: checked tensors, their format, and what else the file contains."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ from detr.checkpoint.formats import TRANSFORMERS, Conversion, Format, recognize,
 from detr.checkpoint.hub import released_file
 from detr.errors import InputError
 
-NOTE = "detr"  # the key under which the converter leaves what the tensors do not tell
+NOTE = "detr"  # the key under which the converter stores what the tensors do not show
 
 
 @dataclass
@@ -122,7 +122,7 @@ def _info_of_transformers(path: str, config: Mapping[str, Any]) -> CheckpointInf
 
 
 def _dilation(config: Mapping[str, Any], backbone: Mapping[str, Any]) -> bool:
-    """transformers has had several places for it; its own ResNet knows none, and it passes over what is said there."""
+    """transformers has stored it in several places; its own ResNet has no dilation and ignores them."""
     if backbone.get("model_type") == "resnet":
         return False
     options = config.get("backbone_kwargs")

@@ -29,8 +29,8 @@ class Request:
     num_classes: int | None = None  # another number than the source's, without no-object
     num_queries: int | None = None
     backbone: str | None = None  # for transformers, one of BACKBONES; None: its own where that can run the model
-    dc5: bool = False  # the weights are of a DC5 model, which the tensors do not tell
-    heads: int | None = None  # of attention, which they do not tell either
+    dc5: bool = False  # the weights are of a DC5 model; the tensors do not show it
+    heads: int | None = None  # of attention; the tensors do not show it either
     own_classes: bool = False  # 80, 91, 133 or 250 classes are not COCO's
     overwrite: bool = False
     unsafe: bool = False  # unpickle without restriction
@@ -73,7 +73,7 @@ def convert(request: Request) -> Report:
         coco = coco and not resized
     else:
         state, resized = _resized(conversion.state, None, request.num_queries)
-    if request.own_classes and info.classes is None:  # the note tells the next program that they are not COCO's
+    if request.own_classes and info.classes is None:  # the note records that they are not COCO's
         info = replace(info, classes=tuple(f"class {i}" for i in range(num_rows(state) - 1)))
     lines = [*conversion.lines, *resized]
     if lost:
@@ -145,12 +145,12 @@ def _resized(state: State, num_classes: int | None, num_queries: int | None) -> 
 
 
 def _note(info: CheckpointInfo) -> dict[str, dict[str, object]]:
-    """What the tensors do not tell, for the next program that reads the file."""
+    """What the tensors do not show, stored for the next program that reads the file."""
     known = {key: list(value) if key == "classes" else value for key, value in vars(info).items() if value is not None}
     return {NOTE: known} if known else {}
 
 
 def _format_info(info: CheckpointInfo) -> list[tuple[str, str]]:
-    dilation = {None: "not told by the source, taken as no (--dc5)", True: "yes", False: "no"}[info.dilation]
-    heads = "not told by the source, taken as 8 (--heads)" if info.heads is None else str(info.heads)
+    dilation = {None: "unknown, assumed no (--dc5)", True: "yes", False: "no"}[info.dilation]
+    heads = "unknown, assumed 8 (--heads)" if info.heads is None else str(info.heads)
     return [("DC5", dilation), ("heads", heads)]

@@ -1,4 +1,4 @@
-"""The authors' own code, to run beside ours: it is found, imported without traces, and built; never copied.
+"""Runs the authors' own code beside ours: finds it, imports it without side effects, and builds its models.
 
 It is the code of the PyPI package `detr==0.1.4` and of the authors' repository: top-level packages `models`,
 `util` and `datasets`, written for a torchvision of 2020.
@@ -68,7 +68,7 @@ def load_original(root: Path) -> types.SimpleNamespace:
 
 
 def build(original: types.SimpleNamespace, *, depth: int = 50, num_classes: int = 91, **options: Any) -> Original:
-    """The original (model, criterion, postprocessors) with fresh random weights, in eval mode.
+    """The original (model, criterion, postprocessors) with random weights, in eval mode.
 
     original: from ``load_original``
     depth: of the ResNet

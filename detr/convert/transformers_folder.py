@@ -28,7 +28,7 @@ def save_transformers(
 ) -> None:
     """Writes a whole folder in one step.
 
-    state: named as in transformers, with ``num_classes + 1`` class rows of its own counting
+    state: named as in transformers, with ``num_classes + 1`` class rows as transformers numbers the classes
     arch: the sizes of the model; its ``num_classes`` is Detectron2's
     classes: their names; by default COCO's where the state counts its ids, else place-holders
     """
@@ -91,7 +91,7 @@ def _own_resnet(arch: Architecture) -> dict[str, Any]:
 
 
 def _preprocessor(arch: Architecture) -> dict[str, Any]:
-    """The original's test-time preprocessing, as transformers says it."""
+    """The original's test-time preprocessing, in the form of transformers' files."""
     return {
         "image_processor_type": "DetrImageProcessor",
         "format": "coco_panoptic" if arch.masks else "coco_detection",

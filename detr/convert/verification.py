@@ -1,7 +1,7 @@
-"""A proof of a conversion: source and output run on the same images, and what they find is compared.
+"""Verifies a conversion: source and output run on the same images, and their outputs are compared.
 
-The models of other programs are run with these programs' own code, where it is installed, and all in double
-precision: what is left of differences is then the function, not the order of its sums.
+Models of other programs run with those programs' own code, where it is installed. All run in double precision, so that
+differences come from the function and not from the order of its sums.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ AGREEMENT = 1e-4  # more is another function
 
 @dataclass
 class ModelOutputs:
-    """What a model finds in the test images.
+    """What a model predicts for the test images.
 
     logits: (N, Q, rows), as the program numbers the classes
     boxes: (N, Q, 4) cxcywh in [0, 1]
@@ -67,8 +67,8 @@ def verify(source: Source, output: str, info: CheckpointInfo) -> str:
     text, largest = compare(first, second)
     if not largest <= AGREEMENT:
         raise InputError(
-            f"{output} is written, but does not do what {source.path} does: {text}; does the source ask for something "
-            "that its tensors do not tell, such as another activation?"
+            f"{output} is written, but does not do what {source.path} does: {text}; does the source need something "
+            "that its tensors do not show, such as another activation?"
         )
     return f"on {len(SIZES)} images, in double precision: {text}"
 
@@ -125,7 +125,7 @@ def _missing_package(side: Source) -> str | None:
     if side.format in formats.TRANSFORMERS:
         folder, name = os.path.split(os.path.abspath(side.path))
         if name not in WEIGHTS_IN_FOLDER or not os.path.isfile(os.path.join(folder, "config.json")):
-            return f"transformers wants a folder with config.json and {WEIGHTS_IN_FOLDER[0]}, and {folder} is none"
+            return f"transformers needs a folder with config.json and {WEIGHTS_IN_FOLDER[0]}, and {folder} is not one"
     if side.format in (formats.ORIGINAL, formats.ORIGINAL_MASKS) and find_original() is None:
         return "the authors' code is not installed; in a checkout `make oracle`, or put their repository on PYTHONPATH"
     if side.format in (formats.WRAPPER, formats.WRAPPER_MASKS):
@@ -232,7 +232,7 @@ def _verify_backbone(source: Source, written: Source) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the other programs say while they load."""
+    """Silences the other programs while they load."""
     if importlib.util.find_spec("transformers"):
         importlib.import_module("transformers.utils.logging").disable_progress_bar()
     before = logging.root.manager.disable

@@ -1,35 +1,27 @@
-"""What a data set is held to before any training time is spent."""
+"""Checks of registered data sets before training: files, classes, labels and boxes."""
 
 import difflib
 import logging
 import math
 import os
-import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
-from detectron2.structures import BoxMode
-from detectron2.utils import comm
-from PIL import Image
 
-from detr.data.dataset_mapper import check_labels, size_problem
-from detr.data.masks import check_segmentations
+from detr.data.boxes import BOX_MODES, boxes_to_xyxy, check_objects, clip_boxes, has_area
+from detr.data.masks import check_segmentations, has_segmentation
 from detr.data.metadata import class_names, is_panoptic
-from detr.data.panoptic_mapper import png_size_problem
 from detr.data.shapes import SHAPES, ensure_shapes
 from detr.errors import InputError
-
-EXIF_ORIENTATION = 0x0112  # tag; the values 5 to 8 turn an image by 90 degrees
 
 logger = logging.getLogger(__name__)
 
 
 def load_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
-    """The dataset dicts of all the sets together, their labels not looked at yet.
+    """The dicts of all data sets in one list. Their labels are not checked yet.
 
     Raises InputError where a data set is not registered, its files are missing or damaged, or it is empty.
     """
@@ -37,14 +29,14 @@ def load_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]
         check_registered(name)
         check_files(name)
     try:
-        # The consistency check would meet a bad label with a bare assertion.
+        # Detectron2's consistency check fails with a bare assertion on a bad label.
         return list(get_detection_dataset_dicts(list(names), filter_empty=filter_empty, check_consistency=False))
     except InputError:
         raise
     except (AssertionError, KeyError, IndexError, TypeError, ValueError, OSError) as error:
         files = ", ".join(_annotation_file(name) for name in names)
         raise InputError(
-            f"the data set {', '.join(names)} cannot be loaded ({reason_of(error)}): check that its annotations "
+            f"the data set {', '.join(names)} cannot be loaded ({_reason(error)}): check that its annotations "
             f"({files}) are whole, and that images, annotations and categories refer to each other's ids"
         ) from error
 
@@ -53,11 +45,11 @@ def _annotation_file(name: str) -> str:
     return str(MetadataCatalog.get(name).get("panoptic_json" if is_panoptic(name) else "json_file", "no JSON file"))
 
 
-def reason_of(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     detail = error.args[0] if error.args else ""
-    if isinstance(error, AssertionError) and str(detail).endswith((".jpg", ".png")):  # Detectron2 on panoptic sets
+    if isinstance(error, AssertionError) and str(detail).endswith((".jpg", ".png")):  # Detectron2's panoptic loader
         return f"{detail} does not exist"
-    if isinstance(error, KeyError) and isinstance(detail, int):  # likewise
+    if isinstance(error, KeyError) and isinstance(detail, int):  # as above
         return f"category {detail} is in none of the metadata's thing_ and stuff_dataset_id_to_contiguous_id"
     return " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -77,7 +69,7 @@ def check_registered(name: str) -> None:
 def check_files(name: str) -> None:
     """Raises InputError where the annotation file or the image folder of a registered set is missing."""
     if name in SHAPES:
-        ensure_shapes()  # written when it is first asked for
+        ensure_shapes()  # writes the files on first use
     metadata = MetadataCatalog.get(name)
     panoptic = ("panoptic_json", "panoptic_root") if is_panoptic(name) else ()
     for key in ("json_file", "image_root", *panoptic):
@@ -90,9 +82,9 @@ def check_files(name: str) -> None:
 
 
 def check_classes(name: str, num_classes: int) -> None:
-    """Raises InputError where NUM_CLASSES is not the data set's number of classes.
+    """Raises InputError where ``num_classes`` is not the data set's number of classes.
 
-    Those of a panoptic set are things and stuff together; its ids are checked as well.
+    The classes of a panoptic set are things and stuff together; their ids are checked too.
     """
     if is_panoptic(name):
         _check_panoptic_ids(name)
@@ -108,7 +100,7 @@ def check_classes(name: str, num_classes: int) -> None:
 
 
 def _check_panoptic_ids(name: str) -> None:
-    """What the mapper, the panoptic maps and both evaluators rest on. Raises InputError."""
+    """Raises InputError where things and stuff are not numbered as the mapper and the evaluators need them."""
     metadata = MetadataCatalog.get(name)
     things, stuff = (
         sorted((metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}).values()) for kind in ("thing", "stuff")
@@ -126,7 +118,7 @@ def _check_panoptic_ids(name: str) -> None:
 
 
 def check_same_classes(names: Sequence[str]) -> None:
-    """Raises InputError where the data sets name or order their classes differently: AP would be near 0."""
+    """Raises InputError where the data sets name or order their classes differently, since AP would be near 0."""
     named = {name: class_names(name) for name in names}
     known = {name: classes for name, classes in named.items() if classes is not None}
     for name, classes in known.items():
@@ -140,7 +132,7 @@ def check_same_classes(names: Sequence[str]) -> None:
 
 
 def check_same_task(names: Sequence[str]) -> None:
-    """Raises InputError where only some of the data sets are panoptic: their dicts hold different things."""
+    """Raises InputError where only some of the data sets are panoptic, since their dicts hold different keys."""
     panoptic = [name for name in names if is_panoptic(name)]
     if panoptic and len(panoptic) < len(names):
         other = next(name for name in names if name not in panoptic)
@@ -150,44 +142,54 @@ def check_same_task(names: Sequence[str]) -> None:
 
 
 def check_dicts(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: int, masks: bool = False) -> None:
-    """Labels, boxes, segmentations and numbers of objects of a training set.
+    """Checks labels, boxes, segmentations and numbers of objects of a training set.
 
     masks: whether every object needs a segmentation
 
-    Raises InputError for a label outside [0, num_classes). Warns, once each, of degenerate boxes (which
-    the mapper drops) and of images with more objects than queries (the surplus cannot be learned).
+    Raises InputError that names the first bad image. Logs one warning for degenerate boxes (the mapper drops
+    them) and one for images with more objects than queries (the surplus cannot be learned).
     """
-    if not any(not obj.get("iscrowd", 0) for x in dicts for obj in x.get("annotations", [])):
+    objects = [[obj for obj in x.get("annotations", ()) if not obj.get("iscrowd", 0)] for x in dicts]
+    flat = list(chain.from_iterable(objects))
+    if not flat:
         raise InputError("the training data sets have no object at all: check the annotations of their files")
-    degenerate: list[str] = []
-    numbers: list[int] = []
-    for x in dicts:
-        annotations = [obj for obj in x.get("annotations", []) if not obj.get("iscrowd", 0)]
-        for key in ("bbox", "bbox_mode", "category_id"):
-            if any(key not in obj for obj in annotations):
-                raise InputError(f"{x['file_name']} has an object without {key!r}: every object needs one")
-        for obj in annotations:
-            if not _is_box(obj["bbox"]):
-                raise InputError(
-                    f"{x['file_name']} has an object with the bbox {obj['bbox']}: it must be 4 finite numbers"
-                )
-        check_labels(annotations, num_classes, x["file_name"])
-        if masks:
-            check_segmentations(annotations, x["file_name"])
-        dropped = sum(_is_degenerate(obj, x) for obj in annotations)
-        degenerate += [x["file_name"]] * dropped
-        numbers.append(len(annotations) - dropped)
-    if degenerate:
+    if not _all_valid(flat, num_classes, masks):
+        for x, annotations in zip(dicts, objects, strict=True):
+            check_objects(annotations, num_classes, x["file_name"])
+            if masks:
+                check_segmentations(annotations, x["file_name"])
+    numbers = np.array([len(annotations) for annotations in objects])
+    height, width = (np.repeat([x.get(key, math.inf) for x in dicts], numbers) for key in ("height", "width"))
+    degenerate = ~has_area(clip_boxes(boxes_to_xyxy(flat), height, width))
+    images = np.repeat(np.arange(len(dicts)), numbers)[degenerate]
+    if len(images):
         logger.warning(
             "%d degenerate boxes (no width or no height inside the image) are dropped; the first is in %s",
-            len(degenerate),
-            degenerate[0],
+            len(images),
+            dicts[images[0]]["file_name"],
         )
-    warn_of_surplus(dicts, numbers, num_queries)
+    numbers -= np.bincount(images, minlength=len(dicts))
+    warn_of_surplus(dicts, numbers.tolist(), num_queries)
+
+
+def _all_valid(objects: Sequence[dict[str, Any]], num_classes: int, masks: bool) -> bool:
+    """Whether ``check_objects`` and ``check_segmentations`` accept all objects; False also where arrays cannot tell."""
+    try:
+        boxes, modes, labels = (np.array([obj[k] for obj in objects]) for k in ("bbox", "bbox_mode", "category_id"))
+    except (KeyError, ValueError, TypeError):
+        return False
+    return bool(
+        all(array.dtype.kind in "iuf" for array in (boxes, modes, labels))
+        and boxes.shape == (len(objects), 4)
+        and np.isfinite(boxes).all()
+        and np.isin(modes, BOX_MODES).all()
+        and ((labels >= 0) & (labels < num_classes)).all()
+        and (not masks or all(map(has_segmentation, objects)))
+    )
 
 
 def warn_of_surplus(dicts: Sequence[dict[str, Any]], numbers: Sequence[int], num_queries: int) -> None:
-    """numbers: of objects to learn in each of the images."""
+    """Logs a warning for images with more objects than queries; numbers: how many objects each image has."""
     crowded = [(number, x["file_name"]) for number, x in zip(numbers, dicts, strict=True) if number > num_queries]
     if crowded:
         most, where = max(crowded)
@@ -201,90 +203,7 @@ def warn_of_surplus(dicts: Sequence[dict[str, Any]], numbers: Sequence[int], num
         )
 
 
-def check_images(dicts: Sequence[dict[str, Any]], panoptic: bool = False) -> None:
-    """Every image is there, and its header tells the size that the data set claims.
-
-    panoptic: whether every image has a panoptic PNG, which must be there too, and of the image's size
-
-    Raises InputError that names the first bad file, on all ranks. Only the headers are read, by the main
-    process; a JPEG without an end marker is decoded whole.
-    """
-    problem = None
-    if comm.is_main_process():
-        start = time.perf_counter()
-        problem = _first_problem(dicts, panoptic)
-        logger.info("Checked the headers of %d images in %.1f s", len(dicts), time.perf_counter() - start)
-    problem = comm.all_gather(problem)[0]
-    if problem:
-        raise InputError(problem)
-
-
-def _first_problem(dicts: Sequence[dict[str, Any]], panoptic: bool) -> str | None:
-    for kind, key in (("image", "file_name"), *([("panoptic PNG", "pan_seg_file_name")] if panoptic else [])):
-        missing = list(_missing(x[key] for x in dicts))
-        if missing:
-            more = f" (and {len(missing) - 1} more of {len(dicts)})" if len(missing) > 1 else ""
-            return (
-                f"the {kind} {missing[0]} does not exist{more}: restore it, or point DETECTRON2_DATASETS at the folder "
-                "that holds the data set"
-            )
-    with ThreadPoolExecutor(8) as pool:  # waiting for a file, not computing
-        problems = pool.map(partial(_header_problem, panoptic=panoptic), dicts)
-        return next(filter(None, problems), None)
-
-
-def _missing(paths: Iterable[str]) -> Iterable[str]:
-    """The local paths that do not exist, with one listing a folder rather than one question a file."""
-    by_folder = defaultdict(list)
-    for path in paths:
-        if "://" not in path:
-            by_folder[os.path.dirname(path)].append(path)
-    for folder, members in by_folder.items():
-        present = {entry.name for entry in os.scandir(folder or ".")} if os.path.isdir(folder or ".") else set()
-        yield from (path for path in members if os.path.basename(path) not in present)
-
-
-def _header_problem(x: dict[str, Any], panoptic: bool) -> str | None:
-    path = x["file_name"]
-    if "://" in path:
-        return None  # not worth a download; the mapper checks it when it is read
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
-                width, height = height, width
-            if image.format == "JPEG" and not _ends_as_jpeg(path):
-                image.load()  # perhaps cut off: decoding tells
-        problem = size_problem(x, width, height)
-        if problem or not panoptic:
-            return problem
-        path = x["pan_seg_file_name"]
-        with Image.open(path) as png:
-            return png_size_problem(x, png.size, (width, height))
-    except Exception as error:  # PIL raises many kinds for broken files
-        reason = str(error).replace(repr(path), "").strip()
-        return f"cannot read the image {path} ({reason}): restore the file or take it out of the annotations"
-
-
-def _ends_as_jpeg(path: str) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-2, os.SEEK_END)
-        return file.read() == b"\xff\xd9"  # the end-of-image marker
-
-
-def _is_box(box: Any) -> bool:
-    try:
-        return len(box) == 4 and all(math.isfinite(value) for value in box)
-    except TypeError:
-        return False
-
-
-def _is_degenerate(annotation: dict[str, Any], x: dict[str, Any]) -> bool:
-    x1, y1, x2, y2 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    width, height = x.get("width", math.inf), x.get("height", math.inf)
-    return not (min(x2, width) > max(x1, 0) and min(y2, height) > max(y1, 0))
-
-
 def shorten(values: Sequence[Any]) -> str:
+    """The values as text; the middle of more than 4 is left out."""
     names = list(map(str, values))
     return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"

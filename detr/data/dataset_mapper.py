@@ -1,6 +1,7 @@
-"""From a Detectron2 dataset dict to what ``Detr`` takes: boxes and masks of annotated objects."""
+"""From a Detectron2 dataset dict to what ``Detr`` takes: an image, and boxes and masks of its objects."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,33 +9,57 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 
-from detr.data.masks import check_segmentations, rasterize
-from detr.data.transforms import evaluation_augmentations, training_augmentations
+from detr.data.boxes import boxes_to_xyxy, check_objects, clip_boxes, has_area
+from detr.data.masks import check_segmentations, draw_classes, rasterize
+from detr.data.transforms import AnnotatedImage, evaluation_augmentations, training_augmentations, transform_masks
 from detr.errors import InputError
+
+FLIPS = ("none", "horizontal", "vertical")
+SAMPLINGS = ("choice", "range")
+
+
+def _are_fractions(a: float, b: float) -> bool:
+    return 0 < a <= 1 and 0 < b <= 1
+
+
+def _are_pixels(a: float, b: float) -> bool:
+    return isinstance(a, int) and isinstance(b, int) and a >= 1 and b >= 1
+
+
+# INPUT.CROP.TYPE -> what INPUT.CROP.SIZE is then, and its check
+CROP_SIZES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "relative": ("height and width as fractions in (0, 1]", _are_fractions),
+    "relative_range": ("the smallest height and width as fractions in (0, 1]", _are_fractions),
+    "absolute": ("height and width in whole pixels", _are_pixels),
+    "absolute_range": ("the smallest and the largest side in whole pixels", lambda a, b: _are_pixels(a, b) and a <= b),
+}
 
 
 class DetrDatasetMapper:
-    """Reads an image, transforms it as the original does, and makes its training targets.
+    """Reads an image, transforms it and its annotations, and makes its training targets.
 
     A callable for Detectron2's loaders: dataset dict -> the dict that ``Detr.forward`` describes.
     """
 
-    annotation_keys: tuple[str, ...] = ("annotations",)  # of the dict, where ``objects`` finds them
+    annotation_keys: tuple[str, ...] = ("annotations",)  # what ``objects`` reads; not passed on to the model
 
     @configurable
     def __init__(
         self,
         *,
         is_train: bool,
-        augmentations: list[T.Augmentation],
+        augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
         num_classes: int,
         masks: bool = False,
     ) -> None:
         """
         is_train: whether annotations become ``instances``
+        augmentations: any of Detectron2's or the user's own, applied in this order; ``make_instances`` says what
+            becomes of boxes
+        image_format: as INPUT.FORMAT
         num_classes: K, to check labels against
         masks: whether ``instances`` hold ``gt_masks`` beside ``gt_boxes`` and ``gt_classes``
         """
@@ -46,10 +71,15 @@ class DetrDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Raises InputError for a crop or flip that the original's recipe does not know."""
+        """The original's augmentations with the values of INPUT. Raises InputError for impossible values."""
+        if is_train:
+            check_input_keys(cfg)
+            augmentations = _training(cfg)
+        else:
+            augmentations = evaluation_augmentations(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         return {
             "is_train": is_train,
-            "augmentations": _training(cfg) if is_train else _test(cfg),
+            "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.DETR.NUM_CLASSES,
             "masks": cfg.MODEL.MASK_ON,
@@ -57,118 +87,133 @@ class DetrDatasetMapper:
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Raises InputError that names the file, for an unreadable image, a wrong size, or as ``objects`` does."""
-        x = dict(dataset_dict)  # the loader keeps the original; what changes below is replaced, not changed
-        image = read_image(x, self.image_format)
-        x["height"], x["width"] = image.shape[:2]
-        augmented = T.AugInput(image)
-        transforms = self.augmentations(augmented)
-        x["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))  # uint8
+        x = dict(dataset_dict)  # keys of the copy are replaced; the loader's dict stays as it is
+        image = self.read(x)
+        height, width = image.shape[:2]
+        problem = size_problem(x, width, height)
+        if problem:
+            raise InputError(problem)
+        x["height"], x["width"] = height, width
+        objects = self.objects(x) if self.is_train else []
+        boxes = clip_boxes(boxes_to_xyxy(objects), height, width)
+        objects, boxes = _select(objects, boxes, has_area(boxes))
+        sem_seg = partial(draw_classes, objects, boxes, (height, width), x["file_name"])
+        annotated = AnnotatedImage(image, boxes if self.is_train else None, sem_seg)
+        transforms = self.augmentations(annotated)
+        x["image"] = torch.from_numpy(np.ascontiguousarray(annotated.image.transpose(2, 0, 1)))
         if self.is_train:
-            x["instances"] = make_instances(self.objects(x), transforms, augmented.image.shape[:2], self.masks)
+            x["instances"] = make_instances(objects, boxes, transforms, annotated.image.shape[:2], self.masks)
         for key in self.annotation_keys:
             x.pop(key, None)
         return x
 
-    def objects(self, x: dict[str, Any]) -> list[dict[str, Any]]:
-        """The objects to learn, in pixels of the image as it is in its file; x also has its height and width.
+    def read(self, x: dict[str, Any]) -> np.ndarray:
+        """The image (H, W, C) uint8 or float32 in 0..255, upright. Raises InputError where it cannot be read.
 
-        Each is a dict with ``bbox``, ``bbox_mode``, ``category_id``, and where masks are on ``segmentation``
-        (H, W) bool. Raises InputError for a label outside [0, K) or a segmentation that is missing or damaged.
+        Override it for files that PIL cannot read and for other channels; MODEL.PIXEL_MEAN and PIXEL_STD then need
+        C values.
         """
-        found = [obj for obj in x.get("annotations", []) if not obj.get("iscrowd", 0)]  # a crowd is no instance
-        check_labels(found, self.num_classes, x["file_name"])
+        return read_image(x, self.image_format)
+
+    def objects(self, x: dict[str, Any]) -> list[dict[str, Any]]:
+        """The objects to learn, in pixels of the image file; x also has the image's height and width.
+
+        Each is a dict with ``bbox``, ``bbox_mode``, ``category_id``, and with masks on ``segmentation`` (H, W) bool.
+        Raises InputError for a bad box, a label outside [0, K), or a segmentation that is missing or damaged.
+        """
+        annotations = [obj for obj in x.get("annotations", []) if not obj.get("iscrowd", 0)]  # a crowd is no instance
+        check_objects(annotations, self.num_classes, x["file_name"])
         if not self.masks:
-            return found
-        check_segmentations(found, x["file_name"])
+            return annotations
+        check_segmentations(annotations, x["file_name"])
         size = x["height"], x["width"]
-        return [{**obj, "segmentation": rasterize(obj["segmentation"], size, x["file_name"])} for obj in found]
+        return [{**obj, "segmentation": rasterize(obj["segmentation"], size, x["file_name"])} for obj in annotations]
 
 
 def make_instances(
-    objects: Sequence[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int], masks: bool
+    objects: Sequence[dict[str, Any]],
+    boxes: np.ndarray,
+    transforms: T.TransformList,
+    size: tuple[int, int],
+    masks: bool,
 ) -> Instances:
-    """The targets of a transformed image, of ``size`` (height, width); M objects with a box that has an area.
+    """The targets of a transformed image.
 
-    objects: as ``DetrDatasetMapper.objects`` returns them
-    masks: whether they have a ``segmentation``
+    objects: as ``DetrDatasetMapper.objects`` returns them; their boxes (M, 4) xyxy in pixels, inside the image
+    size: (height, width) of the transformed image
+    masks: whether the objects have a ``segmentation``
 
-    Returns ``gt_boxes`` (M, 4) xyxy in pixels, ``gt_classes`` (M,) int64, and with masks ``gt_masks``
-    (M, height, width). As in the original boxes are transformed as boxes, never fitted to masks again, and decide
-    alone which objects a crop leaves: one whose box reaches into it where its mask does not keeps an empty mask.
+    Returns ``gt_boxes`` xyxy in pixels, ``gt_classes`` int64, and with masks ``gt_masks``, of the objects whose box
+    still has an area inside the image. As in the original, boxes are transformed as boxes and never fitted to masks.
+    So an object whose box reaches into a crop keeps an empty mask if its pixels do not. After a rotation the box is
+    the upright one around the rotated box, which is larger than one around the object.
     """
-    boxes = [detection_utils.transform_instance_annotations(_box_of(obj), transforms, size) for obj in objects]
-    instances = detection_utils.annotations_to_instances(boxes, size)
+    boxes = clip_boxes(transforms.apply_box(boxes).astype(np.float32), *size)
+    objects, boxes = _select(objects, boxes, has_area(boxes))
+    instances = Instances(size)
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes))
+    instances.gt_classes = torch.tensor([int(obj["category_id"]) for obj in objects], dtype=torch.int64)
     if masks:
-        pixels = torch.zeros(len(objects), *size, dtype=torch.bool)
-        for mask, obj in zip(pixels.numpy(), objects, strict=True):
-            mask[:] = transforms.apply_segmentation(obj["segmentation"])
-        instances.gt_masks = BitMasks(pixels)
-    return drop_degenerate(instances)
+        instances.gt_masks = BitMasks(transform_masks(transforms, [obj["segmentation"] for obj in objects], size))
+    return instances
 
 
 def read_image(dataset_dict: dict[str, Any], image_format: str) -> np.ndarray:
-    """The image (H, W, 3) uint8, upright (EXIF). Raises InputError that names the file and the remedy."""
+    """The image (H, W, C) uint8, upright (EXIF). Raises InputError that names the file and what to do.
+
+    image_format: as INPUT.FORMAT
+    """
     path = dataset_dict["file_name"]
     try:
-        image = detection_utils.read_image(path, format=image_format)
+        return detection_utils.read_image(path, format=image_format)
     except Exception as error:  # PIL and the path handlers raise many kinds
         raise InputError(
             f"cannot read the image {path} ({type(error).__name__}: {error}): restore the file or take it out of "
             "the annotations"
         ) from error
-    problem = size_problem(dataset_dict, width=image.shape[1], height=image.shape[0])
-    if problem:
-        raise InputError(problem)
-    return image
 
 
 def size_problem(dataset_dict: dict[str, Any], width: int, height: int) -> str | None:
-    """What is wrong where an image has not the size that its annotation says; None where it has."""
-    said = dataset_dict.get("width", width), dataset_dict.get("height", height)
-    if said == (width, height):
+    """The problem of an image that has another size than its dict gives; None where there is none."""
+    annotated = dataset_dict.get("width", width), dataset_dict.get("height", height)
+    if annotated == (width, height):
         return None
     return (
         f"the image {dataset_dict['file_name']} is {width} x {height} pixels (width x height), but its annotation says "
-        f"{said[0]} x {said[1]}: boxes would be misplaced; mend one of them"
+        f"{annotated[0]} x {annotated[1]}: boxes would be misplaced; mend one of them"
     )
 
 
-def check_labels(annotations: list[dict[str, Any]], num_classes: int, where: str) -> None:
-    """Raises InputError where a category id is outside [0, num_classes)."""
-    for obj in annotations:
-        if not 0 <= obj["category_id"] < num_classes:
-            raise InputError(
-                f"{where} has an object of category {obj['category_id']}, outside [0, {num_classes}): set "
-                "MODEL.DETR.NUM_CLASSES to the data set's number of classes, and map its ids to 0, 1, 2, ... "
-                "when it is registered"
-            )
+def check_input_keys(cfg: CfgNode) -> None:
+    """Raises InputError for values of INPUT that no training augmentation can have."""
+    keys, crop = cfg.INPUT, cfg.INPUT.CROP
+    for key, known in (("RANDOM_FLIP", FLIPS), ("MIN_SIZE_TRAIN_SAMPLING", SAMPLINGS)):
+        if keys[key] not in known:
+            raise InputError(f"INPUT.{key} is {keys[key]!r}: it must be one of {', '.join(known)}")
+    if not keys.MIN_SIZE_TRAIN or (keys.MIN_SIZE_TRAIN_SAMPLING == "range" and len(keys.MIN_SIZE_TRAIN) != 2):
+        wanted = "the smallest and the largest" if keys.MIN_SIZE_TRAIN_SAMPLING == "range" else "at least one size"
+        raise InputError(f"INPUT.MIN_SIZE_TRAIN is {keys.MIN_SIZE_TRAIN}: it must hold {wanted}")
+    if not crop.ENABLED:
+        return
+    if crop.TYPE not in CROP_SIZES:
+        raise InputError(f"INPUT.CROP.TYPE is {crop.TYPE!r}: it must be one of {', '.join(CROP_SIZES)}")
+    wanted, fits = CROP_SIZES[crop.TYPE]
+    if len(crop.SIZE) != 2 or not fits(*crop.SIZE):
+        raise InputError(f"INPUT.CROP.SIZE is {tuple(crop.SIZE)}: with INPUT.CROP.TYPE {crop.TYPE} it must be {wanted}")
 
 
-def drop_degenerate(instances: Instances) -> Instances:
-    """Leaves out boxes without an area, in the annotation or after a crop: their GIoU is not defined."""
-    x1, y1, x2, y2 = instances.gt_boxes.tensor.unbind(-1)
-    return instances[(x2 > x1) & (y2 > y1)]
-
-
-def _box_of(annotation: dict[str, Any]) -> dict[str, Any]:
-    # As floats: a box of integers would be cut off to integers after every step.
-    bbox = [float(value) for value in annotation["bbox"]]
-    return {"bbox": bbox, "bbox_mode": annotation["bbox_mode"], "category_id": annotation["category_id"]}
+def _select(
+    objects: Sequence[dict[str, Any]], boxes: np.ndarray, keep: np.ndarray
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    return [obj for obj, kept in zip(objects, keep, strict=True) if kept], boxes[keep]
 
 
 def _training(cfg: CfgNode) -> list[T.Augmentation]:
-    if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
-        raise InputError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}: DETR knows horizontal and none")
-    if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE != "absolute_range":
-        raise InputError(f"INPUT.CROP.TYPE is {cfg.INPUT.CROP.TYPE!r}: DETR crops with absolute_range")
+    crop = cfg.INPUT.CROP
     return training_augmentations(
         cfg.INPUT.MIN_SIZE_TRAIN,
         cfg.INPUT.MAX_SIZE_TRAIN,
         sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
-        crop_range=tuple(cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else None,
-        flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
+        crop=(crop.TYPE, tuple(crop.SIZE)) if crop.ENABLED else None,
+        flip=cfg.INPUT.RANDOM_FLIP,
     )
-
-
-def _test(cfg: CfgNode) -> list[T.Augmentation]:
-    return evaluation_augmentations(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)

@@ -1,5 +1,6 @@
-"""Masks of annotated objects: every notation of Detectron2's dataset dicts -> pixels."""
+"""Masks of annotated objects: every format of Detectron2's dataset dicts -> pixels."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,19 @@ import pycocotools.mask as mask_util
 
 from detr.errors import InputError
 
+NO_CLASS = 255  # in a map of classes, as Detectron2 marks pixels without a label
 
-def check_segmentations(annotations: list[dict[str, Any]], where: str) -> None:
-    """Raises InputError where an object has no segmentation; where: the image's file name."""
+
+def has_segmentation(annotation: dict[str, Any]) -> bool:
+    """Whether an object has a segmentation that is not empty, of whatever format."""
+    segmentation = annotation.get("segmentation")
+    return segmentation is not None and len(segmentation) > 0
+
+
+def check_segmentations(annotations: Sequence[dict[str, Any]], where: str) -> None:
+    """Raises InputError for an object without a segmentation; where: the image's file name, for the message."""
     for obj in annotations:
-        segmentation = obj.get("segmentation")
-        if segmentation is None or not len(segmentation):
+        if not has_segmentation(obj):
             raise InputError(
                 f"{where} has an object without a segmentation, and MODEL.MASK_ON is True: annotate it, or set "
                 "MODEL.MASK_ON False for boxes alone"
@@ -22,12 +30,12 @@ def check_segmentations(annotations: list[dict[str, Any]], where: str) -> None:
 def rasterize(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
     """The pixels of an object, (H, W) bool.
 
-    segmentation: polygons (lists of x1, y1, x2, y2, ... in pixels) of which the object is the union, COCO's
-        RLE, compressed or not, or a bitmap (H, W)
-    size: (H, W) of the image as it is in its file, to which the segmentation belongs
+    segmentation: polygons (lists of x1, y1, x2, y2, ... in pixels) whose union is the object, an RLE of COCO,
+        compressed or not, or a bitmap (H, W)
+    size: (H, W) of the image file
     where: the image's file name, for the message
 
-    Raises InputError for another notation, a damaged one, or one of another size.
+    Raises InputError for a segmentation of another format, a damaged one, or one of another size.
     """
     height, width = size
     try:
@@ -50,6 +58,29 @@ def rasterize(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarra
     return mask.astype(bool)
 
 
+def draw_classes(objects: Sequence[dict[str, Any]], boxes: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
+    """(H, W) uint8: the class of every pixel, 255 where there is no object.
+
+    objects, boxes: as ``make_instances`` takes them; an object without a segmentation fills its box
+    size: (H, W) of the image
+    where: the image's file name, for messages
+
+    Raises InputError for a class above 254 or a damaged segmentation.
+    """
+    classes = np.full(size, NO_CLASS, dtype=np.uint8)
+    for obj, (x1, y1, x2, y2) in zip(objects, boxes.round().astype(int).tolist(), strict=True):
+        if obj["category_id"] >= NO_CLASS:
+            raise InputError(
+                f"{where} has an object of category {obj['category_id']}, but augmentations that read sem_seg can tell "
+                f"{NO_CLASS} classes apart: leave them out"
+            )
+        if has_segmentation(obj):
+            classes[rasterize(obj["segmentation"], size, where)] = obj["category_id"]
+        else:
+            classes[y1:y2, x1:x2] = obj["category_id"]
+    return classes
+
+
 def _decode_rle(rle: dict[str, Any]) -> np.ndarray:
     if isinstance(rle["counts"], list):
         rle = mask_util.frPyObjects(rle, *rle["size"])
@@ -57,10 +88,10 @@ def _decode_rle(rle: dict[str, Any]) -> np.ndarray:
 
 
 def _fill_polygons(polygons: Any, height: int, width: int) -> np.ndarray:
-    """As COCO fills them: what any of them covers belongs to the object."""
+    """The union of the polygons, filled as COCO does it."""
     flat = [np.asarray(polygon, dtype=np.float64).ravel() for polygon in polygons]
     for polygon in flat:
-        # pycocotools would take 4 numbers for a box, and leave out an odd one.
+        # pycocotools takes 4 numbers for a box, and ignores the last of an odd number.
         if len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(polygon).all():
             raise ValueError(f"a polygon with the {len(polygon)} numbers {polygon[:8].tolist()}")
     return mask_util.decode(mask_util.merge(mask_util.frPyObjects([p.tolist() for p in flat], height, width)))

@@ -1,19 +1,19 @@
-"""What the metadata of a registered data set say about its task and its classes."""
+"""The task and the classes of a registered data set, from its metadata."""
 
 from detectron2.data import MetadataCatalog
 
 
 def is_panoptic(name: str) -> bool:
-    """Whether the data set has segments of things and stuff, in PNGs, as `coco_2017_val_panoptic` has."""
+    """Whether the data set has panoptic PNGs with segments of things and stuff, as `coco_2017_val_panoptic` does."""
     metadata = MetadataCatalog.get(name)
     return metadata.get("evaluator_type") == "coco_panoptic_seg" and metadata.get("panoptic_root") is not None
 
 
 def class_names(name: str) -> list[str] | None:
-    """The names of the classes that a model learns from the data set, in the order of their ids; None where unknown.
+    """The names of the classes that a model learns from the data set, in the order of their ids; None if unknown.
 
-    Of a panoptic set these are things and stuff together, in the one space of ids that `stuff_classes` lists whole
-    (`thing_classes` does so in Detectron2's `coco_panoptic_standard`, and holds things alone elsewhere).
+    The classes of a panoptic set are things and stuff together. `stuff_classes` lists all of them; `thing_classes`
+    does so in Detectron2's `coco_panoptic_standard`, but lists only things in other sets.
     """
     names = MetadataCatalog.get(name).get("stuff_classes" if is_panoptic(name) else "thing_classes")
     return None if names is None else list(names)

@@ -1,27 +1,20 @@
-"""What a panoptic data set is held to before any training time is spent, beside ``checks``."""
+"""Checks of panoptic data sets before training and evaluation, beside ``checks``."""
 
 import json
-import logging
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from detectron2.data import MetadataCatalog
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from detr.data.boxes import check_labels
 from detr.data.checks import shorten, warn_of_surplus
-from detr.data.dataset_mapper import check_labels
 from detr.data.masks import check_segmentations
-from detr.data.panoptic_mapper import read_segment_ids, segment_masks
 from detr.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 
 def check_segments(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: int) -> None:
-    """As ``check_dicts``, for a panoptic training set; its PNGs are left to ``check_images`` and the mapper."""
+    """As ``check_dicts``, for a panoptic training set. The PNGs are left to ``check_images`` and the mapper."""
     if not any(x.get("segments_info") for x in dicts):
         raise InputError("the training data sets have no segment at all: check the annotations of their files")
     for x in dicts:
@@ -36,14 +29,14 @@ def check_segments(dicts: Sequence[dict[str, Any]], num_classes: int, num_querie
 
 
 def check_panoptic_truth(name: str, dicts: Sequence[dict[str, Any]], *, masks: bool, maps: bool) -> None:
-    """What the evaluators of a panoptic set read from its JSON files.
+    """Checks what the evaluators of a panoptic set read from its JSON files.
 
-    dicts: of the set
-    masks: whether masks of instances are to be evaluated
-    maps: whether panoptic maps are
+    dicts: the set's dataset dicts
+    masks: whether instance masks are evaluated
+    maps: whether panoptic maps are evaluated
 
-    Raises InputError where a file's categories are not the metadata's, a segmentation or a crowd's flag is
-    missing, or PQ is not defined.
+    Raises InputError where a file's categories differ from the metadata's, a segmentation or an ``iscrowd`` is
+    missing, or PQ is undefined.
     """
     if MetadataCatalog.get(name).get("json_file"):
         _check_instances(name, masks)
@@ -97,27 +90,3 @@ def _read_json(name: str, path: str) -> dict[str, Any]:
             return json.load(file)  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
         raise InputError(f"{path} of the data set {name} cannot be read ({error}): restore the file") from error
-
-
-def check_pngs(dicts: Sequence[dict[str, Any]]) -> None:
-    """Every PNG has pixels of the segments that its JSON lists, and of no others: else PQ would be wrong in silence.
-
-    Raises InputError that names the first bad file, on all ranks. The main process reads them all.
-    """
-    problem = None
-    if comm.is_main_process():
-        start = time.perf_counter()
-        with ThreadPoolExecutor(8) as pool:
-            problem = next(filter(None, pool.map(_png_problem, dicts)), None)
-        logger.info("Checked the segments of %d panoptic PNGs in %.1f s", len(dicts), time.perf_counter() - start)
-    problem = comm.all_gather(problem)[0]
-    if problem:
-        raise InputError(problem)
-
-
-def _png_problem(x: dict[str, Any]) -> str | None:
-    try:
-        segment_masks(x, read_segment_ids(x["pan_seg_file_name"]))
-    except InputError as error:
-        return str(error)
-    return None

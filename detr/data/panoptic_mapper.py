@@ -7,25 +7,26 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from detr.data.dataset_mapper import DetrDatasetMapper, check_labels
+from detr.data.boxes import check_labels
+from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.errors import InputError
 
 VOID = 0  # the id of pixels that belong to no segment
 
 
 class DetrPanopticMapper(DetrDatasetMapper):
-    """The mapper for dicts with ``pan_seg_file_name`` and ``segments_info``, as `coco_2017_train_panoptic` has.
+    """The mapper for dicts with ``pan_seg_file_name`` and ``segments_info``, as those of `coco_2017_train_panoptic`.
 
-    Category ids are contiguous already, things and stuff in one space. Crowds are objects like others.
+    Category ids are contiguous, things and stuff in one space. Crowds are objects like others.
     """
 
     annotation_keys = ("annotations", "segments_info", "pan_seg_file_name")
 
     def objects(self, x: dict[str, Any]) -> list[dict[str, Any]]:
-        """The segments of ``x``, as ``DetrDatasetMapper.objects`` describes them, each with its mask.
+        """The segments of ``x`` as ``DetrDatasetMapper.objects`` describes objects, each with its mask.
 
         Raises InputError that names the file, for a label outside [0, K), a PNG that cannot be read or has another
-        size than the image, ids in it that ``segments_info`` lacks, or a segment without pixels.
+        size than the image, ids in it that are not in ``segments_info``, or a segment without pixels.
         """
         path, segments = x["pan_seg_file_name"], x["segments_info"]
         check_labels(segments, self.num_classes, x["file_name"])
@@ -46,9 +47,9 @@ class DetrPanopticMapper(DetrDatasetMapper):
 
 
 def segment_masks(x: dict[str, Any], ids: np.ndarray) -> list[np.ndarray]:
-    """The pixels of each of the segments of ``x``, (H, W) bool, from the id of every pixel's segment, (H, W).
+    """The mask (H, W) bool of each segment of ``x``; ids (H, W): the segment of every pixel.
 
-    Raises InputError, naming the PNG, for a segment without pixels and for pixels of a segment that is not listed.
+    Raises InputError that names the PNG, for a segment without pixels and for pixels of a segment that is not listed.
     """
     path, segments = x["pan_seg_file_name"], x["segments_info"]
     masks = [ids == segment["id"] for segment in segments]
@@ -89,7 +90,7 @@ def read_segment_ids(path: str) -> np.ndarray:
 
 
 def png_size_problem(dataset_dict: dict[str, Any], png: tuple[int, int], image: tuple[int, int]) -> str | None:
-    """What is wrong where a PNG has another size than its image, both (width, height); None where it has the same."""
+    """The problem of a PNG that has another size than its image, both (width, height); None where there is none."""
     if png == image:
         return None
     return (
@@ -99,10 +100,10 @@ def png_size_problem(dataset_dict: dict[str, Any], png: tuple[int, int], image: 
 
 
 def bounds(mask: np.ndarray) -> list[int]:
-    """The first and last column and row with pixels of a mask (H, W), as x1, y1, x2, y2.
+    """The original's box around a mask (H, W): x1, y1, x2, y2 are the first and last column and row with pixels.
 
-    The original's box of a segment: one pixel less wide and high than what its pixels cover. One row or one
-    column of pixels has no area, and is no target (the original drops it in crops alone).
+    It is one pixel less wide and high than the pixels. So a segment of one row or column has no area and is no
+    target; the original drops it only from crops.
     """
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return [int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])]

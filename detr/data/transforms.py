@@ -1,11 +1,11 @@
-"""The original's image transforms as Detectron2 augmentations: the same sizes, the same pixels.
+"""The original's image transforms as Detectron2 augmentations, and how any augmentation is applied to an image.
 
-Detectron2 rounds the longer side where the original truncates it, which gives another size for about
-45 % of images, and takes the nearest pixel of a mask by its center where the original takes it by its corner;
-everything else (flip, crop, PIL's bilinear filter) is Detectron2's own.
+Resizing differs from Detectron2's: the original truncates the longer side where Detectron2 rounds it, which gives
+another size for about 45 % of images, and takes the nearest pixel of a mask by its corner, not by its center.
+Flips, crops and PIL's bilinear filter are Detectron2's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from detectron2.data import transforms as T
 from PIL import Image
 
-# The scales before a random crop (original training recipe): small enough that a crop still shows objects whole.
+# The shorter sides before a random crop (original training recipe): small enough that crops still show whole objects.
 PRE_CROP_SIZES = (400, 500, 600)
 
 
@@ -33,10 +33,10 @@ def resized_shape(height: int, width: int, size: int, max_size: float) -> tuple[
 
 
 class ResizeTransform(T.ResizeTransform):
-    """Detectron2's transform with masks resized as the original's."""
+    """Detectron2's transform, but masks are resized as in the original."""
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(h, w) -> (new_h, new_w) of the same type, each pixel that of torch's mode "nearest"."""
+        """(h, w) -> (new_h, new_w) of the same type, with the pixels that torch's mode "nearest" takes."""
         return segmentation[_nearest(self.h, self.new_h)][:, _nearest(self.w, self.new_w)]
 
 
@@ -56,14 +56,14 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
             size = np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1)
         else:
             size = np.random.choice(self.short_edge_length)
-        if size == 0:  # Detectron2's way to say "leave the image alone"
+        if size == 0:  # as in Detectron2: the image keeps its size
             return T.NoOpTransform()
         new_height, new_width = resized_shape(height, width, int(size), self.max_size)
         return ResizeTransform(height, width, new_height, new_width, Image.Resampling.BILINEAR)
 
 
 def evaluation_augmentations(min_size: int, max_size: float) -> list[T.Augmentation]:
-    """What an image goes through in evaluation."""
+    """The augmentations of an image in evaluation."""
     return [ResizeShortestEdge(min_size, max_size)]
 
 
@@ -72,22 +72,85 @@ def training_augmentations(
     max_size: float,
     *,
     sampling: str = "choice",
-    crop_range: tuple[int, int] | None = (384, 600),
-    flip: bool = True,
+    crop: tuple[str, Sequence[float]] | None = ("absolute_range", (384, 600)),
+    flip: str = "horizontal",
 ) -> list[T.Augmentation]:
     """The original's training augmentations.
 
     min_sizes: the shorter sides to choose from ("choice"), or their bounds ("range")
     max_size: upper bound of the longer side
-    crop_range: smallest and largest side of the random crop that every second image gets, in pixels
-        after a resize to one of ``PRE_CROP_SIZES``; None for no crops
-    flip: whether every second image is mirrored
+    crop: type and size of the random crop, as ``T.RandomCrop`` takes them; None for no crop. Every second image is
+        cropped, after a resize to one of ``PRE_CROP_SIZES``
+    flip: "horizontal" or "vertical", for every second image, or "none"
     """
-    augmentations: list[T.Augmentation] = [T.RandomFlip(0.5)] if flip else []
-    if crop_range is not None:
-        crop = [
-            ResizeShortestEdge(PRE_CROP_SIZES, np.inf, "choice"),
-            T.RandomCrop("absolute_range", crop_range),
-        ]
-        augmentations.append(T.RandomApply(T.AugmentationList(crop), prob=0.5))
+    augmentations: list[T.Augmentation] = []
+    if flip != "none":
+        augmentations.append(T.RandomFlip(0.5, horizontal=flip == "horizontal", vertical=flip == "vertical"))
+    if crop is not None:
+        steps = [ResizeShortestEdge(PRE_CROP_SIZES, np.inf, "choice"), T.RandomCrop(*crop)]
+        augmentations.append(T.RandomApply(T.AugmentationList(steps), prob=0.5))
     return [*augmentations, ResizeShortestEdge(min_sizes, max_size, sampling)]
+
+
+class AnnotatedImage(T.AugInput):
+    """An image and what augmentations may ask for beside it; they transform all of it in place.
+
+    image: (H, W, C) uint8 or float
+    boxes: (M, 4) float32, xyxy in pixels, as ``T.MinIoURandomCrop`` needs them; None without annotations
+    sem_seg: (H, W) uint8, the class of every pixel, 255 where there is no object, as
+        ``T.RandomCrop_CategoryAreaConstraint`` needs it
+    """
+
+    def __init__(self, image: np.ndarray, boxes: np.ndarray | None, draw_classes: Callable[[], np.ndarray]) -> None:
+        """draw_classes: makes ``sem_seg`` of the image before all transforms"""
+        self.image = image
+        self.boxes = boxes
+        self._draw_classes = draw_classes
+        self._transforms: list[T.Transform] = []
+
+    @property
+    def sem_seg(self) -> np.ndarray:
+        """Drawn only when an augmentation asks for it, since most do not."""
+        return T.TransformList(self._transforms).apply_segmentation(self._draw_classes())
+
+    def transform(self, tfm: T.Transform) -> None:
+        """Applies ``tfm`` to image and boxes, and later to ``sem_seg``."""
+        image = _transform_image(tfm, self.image)
+        self.image = image if image.ndim == 3 else image[..., None]  # OpenCV leaves out a single channel
+        if self.boxes is not None:
+            self.boxes = tfm.apply_box(self.boxes)
+        self._transforms.append(tfm)
+
+
+def _transform_image(transform: T.Transform, image: np.ndarray) -> np.ndarray:
+    if isinstance(transform, T.VFlipTransform | T.ScaleTransform):
+        image = np.require(image, requirements="W")  # torch warns of a read-only array, as PIL gives
+    # PIL takes the last of 2 or 4 channels for opacity and weighs the others by it; it refuses 5 channels.
+    if image.shape[-1] == 3 or not isinstance(transform, T.ResizeTransform | T.ExtentTransform):
+        return transform.apply_image(image)
+    channels = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+    return np.stack([transform.apply_image(channel) for channel in channels], axis=-1)
+
+
+def transform_masks(transforms: T.TransformList, masks: Sequence[np.ndarray], size: tuple[int, int]) -> torch.Tensor:
+    """(M, height, width) bool: masks after the transforms of their image.
+
+    masks: M arrays (H, W) bool, of the image before
+    size: (height, width) of the image after
+
+    Padding belongs to no object, whatever value a transform fills segmentations with (255 by default).
+    """
+    pixels = torch.zeros(len(masks), *size, dtype=torch.bool)
+    if not masks:
+        return pixels
+    padding = _transform_mask(transforms, np.zeros_like(masks[0]))
+    inside = None if not padding.any() else ~padding
+    for target, mask in zip(pixels.numpy(), masks, strict=True):
+        transformed = _transform_mask(transforms, mask)
+        target[:] = transformed if inside is None else transformed & inside
+    return pixels
+
+
+def _transform_mask(transforms: T.TransformList, mask: np.ndarray) -> np.ndarray:
+    # Resizing and rotation do not take bool, and T.ExtentTransform blends values: half of 255 is the border then.
+    return transforms.apply_segmentation(mask.astype(np.uint8) * 255) > 127

@@ -56,13 +56,13 @@ class FastCOCOEvaluator(COCOEvaluator):
         """predictions: per image {"image_id", "instances": results in COCO's format with contiguous classes}."""
         found = [result for x in predictions for result in x["instances"]]
         tasks = sorted(self._tasks or self._tasks_from_predictions(found))
-        # Without predictions or annotations there is nothing to count, and Detectron2 says so.
+        # Without predictions or annotations there is nothing to count, and Detectron2 logs that.
         if self.backend == "pycocotools" or not found or not self._do_evaluation or "keypoints" in tasks:
             logger.info("COCO evaluation by Detectron2, with pycocotools")
             super()._eval_predictions(predictions, img_ids=img_ids)
             return
         try:
-            # Copies: Detectron2, should it have to count after all, wants its own class numbers.
+            # Copies, because Detectron2 needs its own class numbers if it has to count after all.
             results = self._with_ids_of_the_data_set(found)
             max_dets = self._max_dets_per_image
             counts = {task: count(self._coco_api.dataset, results, task, max_dets, img_ids) for task in tasks}
@@ -84,7 +84,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         if contiguous is None:
             return [dict(result) for result in found]
         ids = {index: key for key, index in contiguous.items()}
-        # Detectron2 has an error of its own for classes that the data set lacks, and for classes with gaps.
+        # Detectron2 raises its own error for classes that the data set lacks, and for classes with gaps.
         if sorted(ids) != list(range(len(contiguous))) or not {x["category_id"] for x in found} <= ids.keys():
             raise ValueError("the classes of predictions and data set do not fit")
         return [{**result, "category_id": ids[result["category_id"]]} for result in found]
@@ -97,7 +97,7 @@ def count(
     max_dets: Sequence[int] = (1, 10, 100),
     image_ids: Sequence[int] | None = None,
 ) -> Any:
-    """hotcoco's COCOeval of detections, evaluated, accumulated and summarized, without a word to stdout.
+    """hotcoco's COCOeval of detections, evaluated, accumulated and summarized, without printing.
 
     dataset: a COCO file's content; results: in COCO's format, as pycocotools' loadRes takes them
     task: "bbox" or "segm"; the area of a mask is that of its pixels, not of the result's box
@@ -131,7 +131,7 @@ def _summarized(counted: Any) -> list[str]:
 
 
 def _hotcoco() -> Any:
-    return importlib.import_module("hotcoco")  # an extra: whoever does without it may import this module
+    return importlib.import_module("hotcoco")  # an optional package: this module can be imported without it
 
 
 def _check_truth(dataset: Mapping[str, Any], task: str) -> None:

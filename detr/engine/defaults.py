@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,12 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from detr.analysis import analyze
 from detr.checkpoint.files import weights_in_folder
 from detr.checkpoint.hub import TORCHVISION, ZOO, missing_hint, parse_zoo_path, torchvision_url
 from detr.config import EXPORT_DESCRIPTION, add_detr_config, check_names
 from detr.config_node import settle_schedule
+from detr.engine.evaluation import is_detr
 from detr.errors import InputError, exit_with_one_line
 
 logger = logging.getLogger(__name__)
@@ -49,21 +52,13 @@ def parse_and_launch(main: Callable[[argparse.Namespace], Any], description: str
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of ``args.config_file`` and ``args.opts``; starts Detectron2's logging.
+    """The frozen config of ``args.config_file`` and ``args.opts``, checked; starts Detectron2's logging.
 
     Raises InputError for a config or a weights file that is missing, an unknown key or a wrong value.
     """
     cfg = load_config(args.config_file, args.opts)
-    fit_machine(cfg)
-    check_names(cfg)
-    exported = cfg.MODEL.META_ARCHITECTURE == "ExportedDetr"
-    if exported and not args.eval_only:
-        raise InputError("an exported model cannot be trained: add --eval-only, or train the model that it comes from")
-    if not args.eval_only:
-        start_from_frozen_weights(cfg)
-    resumes = args.resume and PathManager.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if not resumes:
-        check_weights(cfg.MODEL.WEIGHTS, needed=args.eval_only and not exported)
+    resumes = bool(args.resume) and PathManager.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    check_config(cfg, training=not args.eval_only, resumes=resumes)
     if not (args.eval_only or args.resume):
         check_output_folder(cfg.OUTPUT_DIR)
     cfg.freeze()
@@ -76,8 +71,27 @@ def setup(args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
     if args.resume and not resumes:
-        logger.warning("--resume: %s holds no checkpoint, so that this starts from MODEL.WEIGHTS", cfg.OUTPUT_DIR)
+        logger.warning("--resume: %s holds no checkpoint, so this starts from MODEL.WEIGHTS", cfg.OUTPUT_DIR)
     return cfg
+
+
+def check_config(cfg: CfgNode, *, training: bool, resumes: bool = False) -> None:
+    """Everything about a config that can be known before data is read, in one call; fits it to this machine, in place.
+
+    training: whether the model is trained, else evaluated
+    resumes: from a checkpoint, so that MODEL.WEIGHTS is not read
+
+    Raises InputError.
+    """
+    check_names(cfg)
+    exported = bool(cfg.MODEL.DETR.EXPORTED)
+    if exported and training:
+        raise InputError("an exported model cannot be trained: add --eval-only, or train the model that it comes from")
+    if training:
+        start_from_frozen_weights(cfg)
+    if not resumes:
+        check_weights(cfg.MODEL.WEIGHTS, needed=not training and not exported)
+    fit_machine(cfg, training)
 
 
 def start_from_frozen_weights(cfg: CfgNode) -> None:
@@ -90,7 +104,7 @@ def start_from_frozen_weights(cfg: CfgNode) -> None:
         print("MODEL.DETR.FROZEN_WEIGHTS is for masks, and MODEL.MASK_ON is False: going on without it")
     elif frozen:
         check_weights(frozen, key="MODEL.DETR.FROZEN_WEIGHTS")
-        print(f"MODEL.DETR.FROZEN_WEIGHTS: starting from {frozen}, which stays as it is, instead of MODEL.WEIGHTS")
+        print(f"MODEL.DETR.FROZEN_WEIGHTS: starting from {frozen}, with the box model frozen, not from MODEL.WEIGHTS")
         cfg.MODEL.WEIGHTS = frozen
 
 
@@ -132,7 +146,7 @@ def _merge(cfg: CfgNode, where: str, merge: Any) -> None:
     try:
         merge()
     except (KeyError, ValueError, AssertionError, AttributeError, OSError, yaml.YAMLError) as error:
-        # yacs tells a key that it does not know by a KeyError or an assertion, as the source has it.
+        # for an unknown key yacs raises a KeyError or an assertion, depending on where the key stands.
         text = " ".join(str(error.args[0] if isinstance(error, (KeyError, AssertionError)) else error).split())
         unknown = re.match(r"Non-existent (?:config )?key: (\S+)", text)
         if not unknown:
@@ -149,9 +163,17 @@ def _keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     return keys
 
 
-def fit_machine(cfg: CfgNode) -> None:
-    """Takes the CPU for a CUDA device that is not there, and no more workers than cores; says so."""
+def fit_machine(cfg: CfgNode, training: bool = False) -> None:
+    """Takes the CPU for a CUDA device that is not there, and no more workers than cores; both are printed.
+
+    Raises InputError for a training that asks for CUDA where there is none: it could take weeks.
+    """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        if training:
+            raise InputError(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but CUDA is not available here. {_estimate_on_cpu(cfg)}"
+                "Train on a machine with a GPU, or set MODEL.DEVICE cpu to train here"
+            )
         cfg.MODEL.DEVICE = "cpu"
         print("MODEL.DEVICE asks for CUDA, which is not available here: going on with the CPU")
     if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
@@ -163,15 +185,39 @@ def fit_machine(cfg: CfgNode) -> None:
         cfg.DATALOADER.NUM_WORKERS = cores
 
 
-def check_whole(fresh: list[str], would: str = "--eval-only would evaluate") -> None:
-    """Raises InputError where an evaluation, or what else ``would``, would run on random weights.
+def _estimate_on_cpu(cfg: CfgNode) -> str:
+    """How long a training step would take here, by the model's multiplications and this CPU's speed, in a sentence."""
+    if not is_detr(cfg):
+        return ""
+    side = sorted(cfg.INPUT.MIN_SIZE_TRAIN)[len(cfg.INPUT.MIN_SIZE_TRAIN) // 2]
+    size = min(side, cfg.INPUT.MAX_SIZE_TRAIN), min(side * 4 // 3, cfg.INPUT.MAX_SIZE_TRAIN)  # most photos are 4 : 3
+    seconds = analyze(cfg, size=size).training_macs / _macs_per_second() * cfg.SOLVER.IMS_PER_BATCH
+    return (
+        f"A step of {cfg.SOLVER.IMS_PER_BATCH} images of about {size[0]} x {size[1]} pixels would take about "
+        f"{seconds:.1f} s on this CPU, 10,000 of them {seconds * 1e4 / 86400:.1f} days. "
+    )
 
-    fresh: what the checkpointer had to start fresh, a line each
+
+def _macs_per_second() -> float:
+    """What this CPU reaches in a convolution like those of res3, in single precision."""
+    x, weight = torch.randn(1, 128, 100, 128), torch.randn(128, 128, 3, 3)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.nn.functional.conv2d(x, weight, padding=1)
+        times.append(time.perf_counter() - start)
+    return 100 * 128 * weight.numel() / sorted(times)[2]
+
+
+def check_whole(reinitialized: list[str], would: str = "--eval-only would evaluate") -> None:
+    """Raises InputError where an evaluation, or another action that ``would`` names, would use random weights.
+
+    reinitialized: the checkpointer's lines about parts without weights
     """
-    if fresh:
+    if reinitialized:
         raise InputError(
-            f"{would} random weights, {'; '.join(fresh)}: name weights of a whole model in MODEL.WEIGHTS, or the "
-            "config that they belong to"
+            f"{would} random weights, {'; '.join(reinitialized)}: name weights of a whole model in MODEL.WEIGHTS, or "
+            "the config that they belong to"
         )
 
 
@@ -185,7 +231,7 @@ def check_output_folder(folder: str) -> None:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """For Detectron2's training loop, which logs every error with its traceback: not those told in one line."""
+    """Detectron2's training loop logs every error with its traceback; not those that are reported in one line."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, (InputError, FloatingPointError))
 
@@ -193,7 +239,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 def check_weights(weights: str, needed: bool = False, key: str = "MODEL.WEIGHTS") -> None:
     """Raises InputError for weights that are missing, and for none where they are ``needed``."""
     if not weights and needed:
-        raise InputError("--eval-only wants trained weights, but MODEL.WEIGHTS is empty: name a checkpoint there")
+        raise InputError("--eval-only needs trained weights, but MODEL.WEIGHTS is empty: name a checkpoint there")
     if weights.startswith(TORCHVISION):
         torchvision_url(weights)
     elif weights.startswith(ZOO):

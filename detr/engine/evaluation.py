@@ -41,7 +41,7 @@ def is_detr(cfg: CfgNode) -> bool:
 
 
 def main_metric(cfg: CfgNode) -> str:
-    """The metric, by its name in the event storage, that tells the best checkpoint: PQ, else mask AP, else box AP."""
+    """The metric, by its name in the event storage, that chooses the best checkpoint: PQ, else mask AP, else box AP."""
     name = cfg.DATASETS.TEST[0]
     metric = "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
     if measures_pq(cfg, name):
@@ -81,12 +81,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     # A set registered as plain dicts has no type; Detectron2's evaluator writes itself a COCO file then.
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if kind in ("cityscapes_instance", "cityscapes_sem_seg", "pascal_voc"):
-        alone = {
+        by_kind = {
             "cityscapes_instance": CityscapesInstanceEvaluator,
             "cityscapes_sem_seg": CityscapesSemSegEvaluator,
             "pascal_voc": PascalVOCDetectionEvaluator,
         }
-        return alone[kind](dataset_name)
+        return by_kind[kind](dataset_name)
     options = {"tasks": _tasks(cfg), "output_dir": folder, "backend": cfg.TEST.COCO_BACKEND}
     evaluators: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg") and not is_detr(cfg):  # Detr gives no semantic segmentation
@@ -120,7 +120,7 @@ class ThingsEvaluator(FastCOCOEvaluator):
     """AP of the things of a panoptic set, for a model whose classes are things and stuff.
 
     The ground truth is ``json_file``, as for instance data sets. Detectron2's own evaluator wants
-    ``thing_classes`` to hold things alone, which they do not in `coco_panoptic_standard`.
+    ``thing_classes`` to hold only things, which is not so in `coco_panoptic_standard`.
     """
 
     def __init__(self, dataset_name: str, **options: Any) -> None:

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
-from detr.config_node import settle_schedule
+from detr.config_node import SCHEDULE_PAIRS, settle_schedule
 from detr.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,9 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     ``SOLVER.WEIGHT_DECAY`` holds for every parameter, norms and biases too, as in the original.
     Raises InputError for an unknown ``SOLVER.OPTIMIZER``.
     """
+    for key, default in (("WEIGHT_DECAY_NORM", 0.0), ("WEIGHT_DECAY_BIAS", None), ("BIAS_LR_FACTOR", 1.0)):
+        if cfg.SOLVER[key] != default:
+            logger.warning("SOLVER.%s %s has no effect: WEIGHT_DECAY and BASE_LR hold for all", key, cfg.SOLVER[key])
     params = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -50,7 +53,7 @@ def _options(cfg: CfgNode) -> dict[str, Any]:
 def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0) -> None:
     """Before every step, scales all gradients together to a norm of at most ``max_norm``.
 
-    Detectron2 clips each parameter by itself, which is another optimization.
+    Detectron2 clips each parameter separately, which is a different optimization.
     """
 
     def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -69,10 +72,15 @@ def check_batch_size(cfg: CfgNode) -> None:
         raise InputError(f"SOLVER.IMS_PER_BATCH {batch} must be a positive multiple of the number of GPUs, {ranks}")
 
 
-def is_in_epochs(cfg: CfgNode) -> bool:
-    """Whether a key of the schedule needs to know the size of the training set."""
-    solver = settle_schedule(cfg).SOLVER
-    return bool(solver.MAX_EPOCHS or solver.CHECKPOINT_EPOCHS or settle_schedule(cfg).TEST.EVAL_EPOCHS)
+def check_known_size(cfg: CfgNode) -> None:
+    """Raises InputError for a schedule in epochs of a training set that only the user's own loader knows."""
+    settled = settle_schedule(cfg)
+    in_epochs = [(x, a, b) for x, a, b in SCHEDULE_PAIRS if settled[x][a] and not cfg.DATASETS.TRAIN]
+    if in_epochs:
+        raise InputError(
+            f"DATASETS.TRAIN is empty, so that {', '.join(f'{x}.{a} {settled[x][a]}' for x, a, _ in in_epochs)} cannot "
+            f"be turned into iterations: set {', '.join(f'{x}.{b}' for x, _, b in in_epochs)}, or name the data set"
+        )
 
 
 def schedule_in_iterations(cfg: CfgNode, num_images: int) -> CfgNode:

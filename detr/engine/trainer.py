@@ -47,12 +47,14 @@ class Trainer(DefaultTrainer):
         dicts: list[dict[str, Any]] = []
         if not self._overrides("build_train_loader"):
             dicts = data_checks.check_training_sets(cfg)
-        elif solver.is_in_epochs(cfg):
+        elif cfg.DATASETS.TRAIN:
             dicts = data_checks.load_training_sets(cfg)
+        else:
+            solver.check_known_size(cfg)
         cfg = solver.schedule_in_iterations(cfg, len(dicts))
         with _at_hand(cfg, dicts):
             super().__init__(cfg)
-        # Gradients of the last step need not lie beside the activations of this one.
+        # Saves memory: the gradients of the last step are freed before the forward pass.
         self._trainer.zero_grad_before_forward = True
 
     @classmethod
@@ -81,12 +83,12 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         checkpointer = self.checkpointer
         if isinstance(checkpointer, DetrCheckpointer) and getattr(checkpointer.model, "freeze_detr", False):
-            fresh = [line for line in checkpointer.fresh if not line.startswith("mask_head")]
-            if fresh:
+            untrained = [line for line in checkpointer.reinitialized if not line.startswith("mask_head")]
+            if untrained:
                 logger.warning(
                     "the box model that the masks are trained on is frozen, and not trained: %s. Name a trained one in "
                     "MODEL.WEIGHTS, or set MODEL.DETR.FREEZE_DETR False to train it too",
-                    "; ".join(fresh),
+                    "; ".join(untrained),
                 )
 
     def train(self) -> dict[str, Any] | None:
@@ -138,7 +140,7 @@ class Trainer(DefaultTrainer):
         model = cls.build_model(cfg)
         checkpointer = DetrCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        check_whole(checkpointer.fresh)
+        check_whole(checkpointer.reinitialized)
         results = cls.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)

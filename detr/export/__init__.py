@@ -68,7 +68,7 @@ def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False) -> R
     """Writes the model of ``cfg`` with its MODEL.WEIGHTS into the folder ``output``.
 
     The files are run before they are put in their place: where they do not do what the model does, nothing is left.
-    The graphs are in float32, whatever MODEL.DETR.INFERENCE_DTYPE says. Empty weights are exported as they are,
+    The graphs are in float32, whatever the value of MODEL.DETR.INFERENCE_DTYPE. Empty weights are exported as they are,
     random. MODEL.DEVICE counts for TorchScript, which runs where it was traced.
 
     format: one of ``FORMATS``
@@ -122,7 +122,7 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
     if cfg.MODEL.WEIGHTS:
         checkpointer = DetrCheckpointer(model)
         checkpointer.load(cfg.MODEL.WEIGHTS)
-        check_whole(checkpointer.fresh, "this would export")
+        check_whole(checkpointer.reinitialized, "this would export")
     else:
         print("WARNING: MODEL.WEIGHTS is empty, so that random weights are exported", file=sys.stderr)
     return model.eval().requires_grad_(False)

@@ -28,7 +28,7 @@ def check(exported: ExportedDetr, model: Detr) -> list[dict[str, Any]]:
     for sizes in CHECKED:
         try:
             found = differences(exported, model, sizes, generator)
-        except Exception as error:  # each program has errors of its own
+        except Exception as error:  # each program raises its own kinds
             reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
             raise InputError(f"the exported graph does not run on {format_sizes(sizes)} ({reason})") from error
         for name, value in found.items():

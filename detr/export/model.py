@@ -29,7 +29,7 @@ NETWORK, MASK_DECODER = "network", "mask_decoder"
 
 @dataclass
 class Description:
-    """What an exported folder says of itself, besides its config.
+    """The description of an exported model, in a file beside its config.
 
     format: one of ``FORMATS``
     device: where a TorchScript graph runs, "cpu" or "cuda"; the other formats run anywhere
@@ -140,7 +140,7 @@ class ExportedDetr(BaseDetr):
             if value != exported:
                 raise InputError(f"{key} is {value}, but {folder} was exported with {exported}: leave it so")
         if keys.PANOPTIC.ENABLED and not description.masks:
-            raise InputError(f"MODEL.DETR.PANOPTIC.ENABLED is True, which wants masks, but {folder} has boxes alone")
+            raise InputError(f"MODEL.DETR.PANOPTIC.ENABLED is True, which needs masks, but {folder} has boxes only")
         device = torch.device(description.device if description.format == "torchscript" else cfg.MODEL.DEVICE)
         if description.device == "cuda" and not torch.cuda.is_available():
             raise InputError(

@@ -50,7 +50,7 @@ def open_graph(format: str, path: str, device: torch.device) -> Graph:
         return opener(path, device)
     except InputError:
         raise
-    except Exception as error:  # each program has errors of its own
+    except Exception as error:  # each program raises its own kinds
         reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise InputError(f"{path} cannot be opened ({reason}): is it damaged? Then export the model again") from error
 
@@ -58,7 +58,7 @@ def open_graph(format: str, path: str, device: torch.device) -> Graph:
 def _onnx(path: str, device: torch.device) -> Graph:
     onnxruntime = package("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # a user who limits torch means this too
+    options.intra_op_num_threads = torch.get_num_threads()  # a limit on torch's threads holds here too
     wanted = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         wanted.insert(0, "CUDAExecutionProvider")
@@ -106,7 +106,7 @@ def _torch_export(path: str, device: torch.device) -> Graph:
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         shape = inputs[0].shape
-        # A batch of one runs, though the program's bounds, which are told of no other length, begin at two.
+        # A batch of one runs, although the program's bounds begin at two.
         if any(not low <= length <= high for length, low, high in zip(shape[2:], least[2:], most[2:], strict=True)):
             height, width = shape[-2:]
             upper = f" and at most {most[2]} x {most[3]}" if max(most[2:]) < 2**31 else ""

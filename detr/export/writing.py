@@ -38,9 +38,9 @@ def write_graph(format: str, part: Part, folder: str) -> None:
     try:
         with torch.no_grad(), _quiet():
             writer(part, path)
-    except OSError:  # a full disk, told by who owns the folder
+    except OSError:  # a full disk is reported by the caller
         raise
-    except Exception as error:  # each exporter has errors of its own
+    except Exception as error:  # each exporter raises its own kinds
         reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise InputError(f"this model's {part.name} cannot be exported as {format} ({reason})") from error
 
@@ -83,10 +83,10 @@ def _openvino(part: Part, path: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters say on every model; errors pass."""
+    """Silences the messages that exporters print for every model; errors pass."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
-        # Tracing warns wherever a size meets Python. Whether one was baked in, other sizes tell.
+        # Tracing warns wherever a size reaches Python. The check with other sizes shows whether one was baked in.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         # Of weights whose memory is in another order, as convolutions have it here.
         warnings.filterwarnings("ignore", message="No complete tensor found in the group", category=UserWarning)

@@ -34,7 +34,7 @@ def _undilate_first_block(backbone: ResNet) -> None:
     """Makes the dilation of res5 [1, 2, 2] over its blocks, as in torchvision's ResNet.
 
     Detectron2 dilates all three convolutions, [2, 2, 2]. With the weights of a released DC5 model
-    that is another function, and nothing but a lower AP would tell.
+    that is a different function, and only a lower AP would show it.
     """
     conv = backbone.res5[0].conv2
     conv.dilation = (1, 1)
@@ -97,7 +97,7 @@ def choose_pyramid(backbone: Backbone, in_feature: str) -> tuple[str, str, str]:
     if missing:
         given = ", ".join(f"{name} ({shape.stride})" for name, shape in backbone.output_shape().items())
         raise InputError(
-            f"MODEL.MASK_ON wants backbone features of stride 16, 8 and 4, but the backbone gives {given}: let it give "
+            f"MODEL.MASK_ON needs backbone features of stride 16, 8 and 4, but the backbone gives {given}: let it give "
             "these strides too, or set MODEL.MASK_ON False"
         )
     coarse, middle, fine = (names[stride] for stride in PYRAMID_STRIDES)

@@ -91,7 +91,7 @@ class SetCriterion(nn.Module):
         are upsampled to
         """
         if targets.masks is None:
-            raise ValueError("mask losses want targets with masks")
+            raise ValueError("mask losses need targets with masks")
         rows = zip(mask_logits.split(MASKS_AT_ONCE), matches.target.split(MASKS_AT_ONCE), strict=True)
         # A dozen maps of the input's size for every object would be kept for the gradient: they are made again.
         terms = [

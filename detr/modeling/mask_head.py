@@ -7,7 +7,7 @@
     h, w  the feature map that the transformer reads
 
 Parameter names are those of the original's checkpoints, below ``attention`` for its two projections. What
-depends on the image alone is computed once an image, not once a row: a convolution is linear, so that the
+depends only on the image is computed once per image, not once per row: a convolution is linear, so that the
 convolution of a sum, or of channels side by side, is the sum of the parts' convolutions. On COCO images
 this saves a third of the multiplications.
 """
@@ -107,7 +107,7 @@ class AttentionMaps(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Attention maps beside the features, through convolutions and up the backbone's pyramid."""
+    """Predicts masks from attention maps and features, by convolutions and the backbone's pyramid."""
 
     def __init__(
         self, *, d: int, heads: int, pyramid_channels: tuple[int, int, int], checkpointed: bool = False
@@ -150,7 +150,7 @@ class MaskHead(nn.Module):
         return self.decode(*maps)
 
     def share(self, features: MaskFeatures) -> "SharedMaps":
-        """What an image's rows have in common, computed once an image."""
+        """What all rows of an image share, computed once per image."""
         attention = self.attention(features.queries, features.memory, features.key_padding_mask)  # (N, Q, M, h, w)
         of_image = self.lay1.weight[:, : -self.attention.heads]
         first = F.conv2d(features.projected, of_image, self.lay1.bias, padding=1)
@@ -183,7 +183,7 @@ def _conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
 def _norm(channels: int) -> nn.GroupNorm:
     """8 groups, as in the original; fewer where 8 does not divide the width, which the original cannot have.
 
-    Then no channel is alone in its group, where it would lose its mean and its scale.
+    Then every group has at least two channels: a single one would lose its mean and its scale.
     """
     if channels % GROUPS == 0:
         return nn.GroupNorm(GROUPS, channels)

@@ -93,7 +93,7 @@ class HungarianMatcher(nn.Module):
     def cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """The matching cost (L, N, Q, M') of each query with the objects of its own image.
 
-        M' is the largest number of objects of an image; what stands behind an image's own means nothing.
+        M' is the largest number of objects of an image; entries beyond an image's own number are meaningless.
         """
         labels = pad_sequence(targets.labels.split(targets.sizes), batch_first=True)  # (N, M')
         truth = pad_sequence(targets.boxes.split(targets.sizes), batch_first=True)  # (N, M', 4)

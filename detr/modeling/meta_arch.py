@@ -122,15 +122,6 @@ class Detr(BaseDetr):
                 "MODEL.DETR.ACTIVATION_CHECKPOINT has 'backbone', but that is for a ResNet of frozen norms "
                 f"(MODEL.RESNETS.NORM FrozenBN), and MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}: leave it out"
             )
-        mask_head = None
-        if pyramid:
-            channels = tuple(shapes[name].channels for name in pyramid)
-            mask_head = MaskHead(
-                d=keys.HIDDEN_DIM,
-                heads=keys.NHEADS,
-                pyramid_channels=channels,
-                checkpointed="mask_head" in checkpointed,
-            )
         data_sets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         panoptic = PanopticSettings(keys.PANOPTIC.SCORE_THRESHOLD, keys.PANOPTIC.MIN_AREA, keys.PANOPTIC.STUFF_MERGE)
         return {
@@ -163,7 +154,14 @@ class Detr(BaseDetr):
             "num_classes": keys.NUM_CLASSES,
             "num_queries": keys.NUM_OBJECT_QUERIES,
             "deep_supervision": keys.DEEP_SUPERVISION,
-            "mask_head": mask_head,
+            "mask_head": MaskHead(
+                d=keys.HIDDEN_DIM,
+                heads=keys.NHEADS,
+                pyramid_channels=tuple(shapes[name].channels for name in pyramid),
+                checkpointed="mask_head" in checkpointed,
+            )
+            if pyramid
+            else None,
             "pyramid": pyramid,
             "freeze_detr": cfg.MODEL.MASK_ON and (keys.FREEZE_DETR or bool(keys.FROZEN_WEIGHTS)),
             "inference_dtype": getattr(torch, keys.INFERENCE_DTYPE),
@@ -210,7 +208,7 @@ class Detr(BaseDetr):
         )
 
     def forward_network(self, images: ImageList, return_intermediate: bool) -> Outputs:
-        """Backbone, transformer and heads. Masks are left to ``MaskHead``, which is told for which queries.
+        """Backbone, transformer and heads. ``MaskHead`` predicts masks later, for chosen queries only.
 
         return_intermediate: whether the earlier decoder layers are wanted too, for the auxiliary losses
         """

@@ -2,7 +2,7 @@
 
 Q  queries
 R  queries that take part in the map
-K  classes without no-object: things, and stuff, whose segments are one a class
+K  classes without no-object: things, and stuff, of which each class has one segment
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 MASKS_AT_ONCE = 8  # a COCO image's mask logits at the input's size are 4 MB in float32
-PIXEL_ROWS_AT_ONCE = 64  # of an image, when its pixels are given to queries
+PIXEL_ROWS_AT_ONCE = 64  # of an image, when its pixels are assigned to queries
 
 
 def panoptic_queries(logits: Tensor, score_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +76,7 @@ def panoptic_segmentation(
         merge = stuff_merge == "exact"
         large = ((areas[first] if merge else areas) > min_area).nonzero()[:, 0]
         if len(large) == len(kept):
-            ids = (first == itself).cumsum(0, dtype=torch.int32)  # read at first queries alone
+            ids = (first == itself).cumsum(0, dtype=torch.int32)  # only read at first queries
             firsts = first.unique()
             queries = kept[firsts]
             return ids[segments], _segments_info(labels[queries], scores[queries], areas[firsts], is_thing)

@@ -72,8 +72,8 @@ class Postprocessor(nn.Module):
     ) -> dict[str, Any]:
         """logits: (Q, K + 1); boxes: (Q, 4) cxcywh in [0, 1]
 
-        predict_masks: queries (R,) -> their mask logits (R, h, w); None in a model without masks. It is asked once,
-        for the queries that count.
+        predict_masks: queries (R,) -> their mask logits (R, h, w); None in a model without masks. It is called
+        once, for the queries that count.
 
         Returns ``instances`` (see ``box_instances``; with ``pred_masks`` (I, height, width) bool where there are
         masks), and where it is wanted ``panoptic_seg`` (see ``panoptic_segmentation``).
@@ -128,11 +128,11 @@ class Postprocessor(nn.Module):
         batched_inputs: list[dict[str, Any]],
         images: ImageList,
     ) -> list[dict[str, Any]]:
-        """One dict an image, at output size: ``height`` and ``width`` of the input, by default its image's own.
+        """One dict per image, at output size: ``height`` and ``width`` of the input, by default its image's own.
 
         logits: (N, Q, K + 1); boxes: (N, Q, 4) cxcywh in [0, 1]
-        predict_masks: an image in [0, N) and its queries (R,) -> their mask logits (R, h, w). It is asked for one image
-            after the other: 16 images' mask logits alone would take half a gigabyte
+        predict_masks: an image in [0, N) and its queries (R,) -> their mask logits (R, h, w). It is called for one
+            image after the other: the mask logits of 16 images would take half a gigabyte
         """
         results = []
         for index, (x, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):

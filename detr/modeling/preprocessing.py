@@ -98,8 +98,8 @@ def make_targets(
 
 
 def _check_labels(labels: Tensor, num_classes: int, where: str) -> None:
-    # K itself would train as no-object without a word; a larger one kills a CUDA kernel later on. Labels that are on
-    # a GPU already are not looked at: that would wait for it.
+    # K itself would silently train as no-object; a larger one crashes a CUDA kernel later. Labels that are on a GPU
+    # already are not checked, because that would synchronize.
     if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise InputError(
             f"{where} has the labels {sorted(set(labels.tolist()))}, outside [0, {num_classes}): set "

@@ -109,7 +109,7 @@ class Decoder(nn.Module):
         key_padding_mask: Tensor | None,
         return_intermediate: bool,
     ) -> Tensor:
-        """Returns (L, N, Q, d), or (1, N, Q, d) of the last layer alone."""
+        """Returns (L, N, Q, d), or (1, N, Q, d) of the last layer."""
         memory_keys = memory + position  # the same for every layer
         x = torch.zeros_like(query_embed)
         outputs = []

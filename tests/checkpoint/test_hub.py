@@ -119,7 +119,7 @@ def test_an_interrupted_download_leaves_nothing_and_is_started_again(site, cache
 
 def test_a_file_that_is_gone_is_told_in_one_line(site, cache):
     url = site.url().replace("/models/", "/gone/")
-    with pytest.raises(InputError, match=r"HTTP Error 404: Not ModelOutputs") as error:
+    with pytest.raises(InputError, match=r"HTTP Error 404: Not Found") as error:
         fetch(url, HASH)
     assert url in str(error.value)
     assert "\n" not in str(error.value)

@@ -328,7 +328,7 @@ class Note:
 def test_unsafe_load_is_loud_and_loads_what_is_refused_otherwise(original, tmp_path, output, capsys):
     path = tmp_path / "old.pth"
     torch.save({"model": original, "note": Note()}, path)
-    with pytest.raises(InputError, match=r"asks for the class tests\.test_converter\.Note"):
+    with pytest.raises(InputError, match=r"asks for the class tests\.convert\.test_converter\.Note"):
         run("--source_model", path, "--output_model", output)
     run("--source_model", path, "--output_model", output, "--unsafe-load")
     assert "WARNING: --unsafe-load runs whatever code the file holds" in capsys.readouterr().err

@@ -1,21 +1,22 @@
+import itertools
 import json
 import logging
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from detr.data.checks import (
     check_classes,
     check_dicts,
     check_files,
-    check_images,
     check_registered,
     check_same_classes,
     load_dicts,
 )
+from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.errors import InputError
 
 
@@ -67,7 +68,7 @@ def coco(categories=((1, "cat"), (2, "dog")), labels=(1, 2)):
     }
 
 
-def test_a_users_set_loads_and_its_classes_are_known_then(coco_set):
+def test_the_classes_of_a_users_set_are_known_once_it_is_loaded(coco_set):
     name = coco_set(coco())
     assert len(load_dicts([name], filter_empty=False)) == 1
     check_classes(name, 2)
@@ -84,14 +85,14 @@ def test_a_users_set_loads_and_its_classes_are_known_then(coco_set):
         (coco(labels=()), "No valid data|No images"),
     ],
 )
-def test_a_damaged_annotation_file_is_told(coco_set, content, reason):
+def test_a_damaged_annotation_file_is_an_error(coco_set, content, reason):
     name = coco_set(content)
     with pytest.raises(InputError, match=f"the data set mine cannot be loaded .*({reason})") as error:
         load_dicts([name], filter_empty=True)
     assert "\n" not in str(error.value)
 
 
-def test_classes_in_another_order_are_told(coco_set):
+def test_classes_in_another_order_are_an_error(coco_set):
     names = [coco_set(coco(), "first"), coco_set(coco(categories=((1, "dog"), (2, "cat"))), "second")]
     load_dicts(names[:1], False), load_dicts(names[1:], False)
     with pytest.raises(InputError, match="class 0 is 'cat' in the data set first, but 'dog' in second"):
@@ -99,33 +100,48 @@ def test_classes_in_another_order_are_told(coco_set):
     check_same_classes(["shapes_train", "shapes_val"])
 
 
-def test_an_object_without_a_box_names_the_file():
-    broken = entry("x.jpg", [[0, 0, 5, 5]])
-    del broken["annotations"][0]["bbox"]
-    with pytest.raises(InputError, match=r"x\.jpg has an object without 'bbox'"):
-        check_dicts([broken], 4, 20)
-
-
-@pytest.mark.parametrize("box", [[1, 2, 3], ["a", 1, 2, 3], [float("nan"), 1, 2, 3], None])
-def test_a_box_that_is_none_names_the_file(box):
-    with pytest.raises(InputError, match=r"x\.jpg has an object with the bbox .*: it must be 4 finite numbers"):
-        check_dicts([entry("x.jpg", [box])], 4, 20)
-
-
-def test_a_training_set_without_any_object_is_told():
-    with pytest.raises(InputError, match="no object at all"):
-        check_dicts([entry("a.jpg"), entry("b.jpg")], 4, 20)
-
-
-def test_another_number_of_classes_is_told_with_the_remedy():
+def test_another_number_of_classes_is_an_error():
     with pytest.raises(InputError, match=r"NUM_CLASSES is 5, but .*shapes_train has 4 classes .*NUM_CLASSES 4"):
         check_classes("shapes_train", 5)
     check_classes("shapes_train", 4)
 
 
-def test_a_label_outside_the_classes_names_the_file():
-    with pytest.raises(InputError, match=r"x\.jpg has an object of category 4, outside \[0, 4\)"):
-        check_dicts([entry("x.jpg", [[0, 0, 5, 5]], category=4)], 4, 20)
+BOX = [0, 0, 5, 5]
+MISSING = "missing"  # the key is left out
+BAD_BOXES = [[1, 2, 3], ["a", 1, 2, 3], ["1", "2", "3", "4"], [float("nan"), 1, 2, 3], [1, 2, 3, float("inf")], None, 7]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *[(key, MISSING, f"without '{key}'") for key in ("bbox", "bbox_mode", "category_id")],
+        *[("bbox", box, "with the bbox .*: it must be 4 finite numbers") for box in BAD_BOXES],
+        ("bbox_mode", BoxMode.XYXY_REL, r"with the bbox_mode .*XYXY_REL.*: it must be BoxMode\.XYXY_ABS or"),
+        ("category_id", 4, r"of category 4, outside \[0, 4\)"),
+        ("category_id", -1, "of category -1, outside"),
+        *[("segmentation", x, r"without a segmentation, .*MODEL\.MASK_ON False") for x in (MISSING, None, [])],
+    ],
+    ids=str,
+)
+def test_the_first_image_with_a_bad_object_is_named(key, value, message):
+    good = {**entry("", [BOX])["annotations"][0], "segmentation": [[0, 0, 5, 0, 5, 5]]}
+    bad = {**good, key: value}
+    if value is MISSING:
+        del bad[key]
+    objects = {"crowd.jpg": [good, {**bad, "iscrowd": 1}], "good.jpg": [good], "b.jpg": [good, bad], "a.jpg": [bad]}
+    dicts = [{**entry(name), "annotations": annotations} for name, annotations in objects.items()]
+    check_dicts(dicts[:2], 4, 20, masks=True)
+    with pytest.raises(InputError, match=rf"^b\.jpg has an object {message}"):
+        check_dicts(dicts, 4, 20, masks=True)
+    if key == "segmentation":
+        check_dicts(dicts, 4, 20)
+
+
+def test_a_training_set_without_any_object_is_an_error():
+    crowd = entry("c.jpg", [BOX])
+    crowd["annotations"][0]["iscrowd"] = 1
+    with pytest.raises(InputError, match="no object at all"):
+        check_dicts([entry("a.jpg"), {"file_name": "b.jpg"}, crowd], 4, 20)
 
 
 def test_degenerate_boxes_and_surplus_objects_are_counted(caplog):
@@ -142,61 +158,33 @@ def test_degenerate_boxes_and_surplus_objects_are_counted(caplog):
     assert surplus.startswith("2 images have more objects than the 3 queries, up to 6 in c.jpg")
 
 
+def test_the_degenerate_boxes_are_those_that_the_mapper_drops(caplog, images):
+    """Boxes of both modes, of integers, floats and arrays, drawn around the border of the image."""
+    caplog.set_level(logging.WARNING)
+    rng = np.random.default_rng(0)
+    dicts = [{**entry(path), "annotations": []} for path in images]
+    dicts[1].pop("width"), dicts[1].pop("height")
+    for x in dicts:
+        for mode, kind in itertools.product((BoxMode.XYWH_ABS, BoxMode.XYXY_ABS), (list, tuple, np.array)):
+            for _ in range(20):
+                box = rng.integers(-8, 40, 4).tolist() if kind is tuple else rng.uniform(-8, 40, 4).tolist()
+                x["annotations"].append({"bbox": kind(box), "bbox_mode": mode, "category_id": 0})
+    mapper = DetrDatasetMapper(is_train=True, augmentations=[], image_format="RGB", num_classes=1)
+    sized = [{**x, "width": 32, "height": 24} for x in dicts]
+    check_dicts(sized, 1, 1000)
+    dropped = sum(len(x["annotations"]) - len(mapper(x)["instances"]) for x in sized)
+    assert 100 < dropped < 380
+    assert caplog.messages == [
+        f"{dropped} degenerate boxes (no width or no height inside the image) are dropped; the first is in {images[0]}"
+    ]
+    caplog.clear()
+    check_dicts(dicts, 1, 1000)  # boxes right of and below an image of unknown size count as inside
+    assert int(caplog.messages[0].split()[0]) < dropped
+
+
 def test_crowds_need_no_queries(caplog):
     crowd = entry("a.jpg", [[0, 0, 5, 5]] * 9)
     for obj in crowd["annotations"]:
         obj["iscrowd"] = 1
     check_dicts([crowd, entry("b.jpg", [[0, 0, 5, 5]])], 4, 3)
     assert not caplog.messages
-
-
-def test_good_images_pass(images):
-    check_images([entry(path) for path in images])
-
-
-def test_missing_images_are_counted(images):
-    images[1].unlink()
-    images[2].unlink()
-    with pytest.raises(InputError, match=r"1\.jpg does not exist \(and 1 more of 4\)"):
-        check_images([entry(path) for path in images])
-
-
-def test_an_image_that_is_cut_off_is_found(images):
-    whole = images[3].read_bytes()
-    images[3].write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"cannot read the image .*3\.jpg \((?i:.*truncated)"):
-        check_images([entry(path) for path in images])
-
-
-@pytest.mark.parametrize("content", [b"", b"x", b"this is text"])
-def test_a_file_that_is_no_image_is_found(images, content):
-    images[2].write_bytes(content)
-    with pytest.raises(InputError, match=r"cannot read the image .*2\.jpg"):
-        check_images([entry(path) for path in images])
-
-
-def test_a_wrong_size_is_found(images):
-    with pytest.raises(InputError, match=r"0\.jpg is 32 x 24 pixels .* says 24 x 32"):
-        check_images([entry(images[0], size=(24, 32))])
-
-
-def test_an_image_that_exif_turns_has_its_sides_swapped(tmp_path):
-    path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (32, 24)).save(path, exif=exif)
-    check_images([entry(path, size=(24, 32))])
-    with pytest.raises(InputError, match="24 x 32 pixels"):
-        check_images([entry(path, size=(32, 24))])
-
-
-@pytest.mark.parametrize("segmentation", [{}, {"segmentation": []}, {"segmentation": None}])
-def test_masks_want_a_segmentation_of_every_object(segmentation):
-    broken = entry("x.jpg", [[0, 0, 5, 5]])
-    broken["annotations"][0].update(segmentation)
-    with pytest.raises(InputError, match=r"x\.jpg has an object without a segmentation, .*MODEL\.MASK_ON False"):
-        check_dicts([broken], 4, 20, masks=True)
-    check_dicts([broken], 4, 20, masks=False)
-
-
-# Panoptic sets

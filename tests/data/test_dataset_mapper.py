@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.transforms import ResizeShortestEdge, training_augmentations
+from detr.engine.defaults import load_config
 from detr.errors import InputError
+from tests.conftest import ROOT, as_opts
 
 
 def annotation(box, category=0, **more):
@@ -86,19 +90,93 @@ def test_evaluation_has_no_targets(image):
     assert out.keys() == {"file_name", "height", "width", "image"}
 
 
-def test_a_label_outside_the_classes_names_the_file(image):
-    image["annotations"] = [annotation([10, 10, 50, 50], 4)]
-    with pytest.raises(InputError, match=r"image\.png has an object of category 4, outside \[0, 4\)"):
-        mapper()(image)
+MISTAKES = [
+    ([annotation([10, 10, 50, 50], 4)], {}, r"image\.png has an object of category 4, outside \[0, 4\)"),
+    ([{"bbox": [1, 2, 3, 4], "category_id": 0}], {}, r"image\.png has an object without 'bbox_mode'"),
+    ([annotation([10, 10, float("nan"), 50])], {}, r"image\.png has an object with the bbox .* 4 finite numbers"),
+    ([{**annotation([0, 0, 1, 1]), "bbox_mode": BoxMode.XYWH_REL}], {}, r"image\.png has .*bbox_mode .*XYXY_ABS or"),
+    ([], {"width": 321}, r"image\.png is 320 x 240 pixels .* says 321 x 240"),
+    ([], {"file_name": __file__}, r"cannot read the image .*test_dataset_mapper\.py \(UnidentifiedImageError"),
+    ([], {"file_name": "gone.jpg"}, r"cannot read the image gone\.jpg \(FileNotFoundError"),
+]
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path):
-    path = tmp_path / "broken.jpg"
-    path.write_bytes(b"no image at all")
-    with pytest.raises(InputError, match=r"cannot read the image .*broken\.jpg \(UnidentifiedImageError"):
-        mapper()({"file_name": str(path)})
+@pytest.mark.parametrize(("annotations", "keys", "message"), MISTAKES)
+def test_mistakes_name_the_file(image, annotations, keys, message):
+    with pytest.raises(InputError, match=message) as error:
+        mapper()({**image, "annotations": annotations, **keys})
+    assert "\n" not in str(error.value)
 
 
-def test_a_wrong_size_names_file_and_sizes(image):
-    with pytest.raises(InputError, match=r"image\.png is 320 x 240 pixels .* says 321 x 240"):
-        mapper()({**image, "width": 321})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"RANDOM_FLIP": "diagonal"}, "RANDOM_FLIP is 'diagonal': it must be one of none, horizontal, vertical"),
+        ({"MIN_SIZE_TRAIN_SAMPLING": "any"}, "SAMPLING is 'any': it must be one of choice, range"),
+        ({"MIN_SIZE_TRAIN": ()}, r"MIN_SIZE_TRAIN is \(\): it must hold at least one size"),
+        ({"MIN_SIZE_TRAIN": (480,), "MIN_SIZE_TRAIN_SAMPLING": "range"}, "it must hold the smallest and the largest"),
+        ({"CROP.TYPE": "square"}, "TYPE is 'square': it must be one of relative, relative_range, absolute, absolute_r"),
+        ({"CROP.TYPE": "relative"}, r"SIZE is \(384, 600\): with .* relative it must be .* fractions"),
+        ({"CROP.SIZE": (600, 384)}, "absolute_range it must be the smallest and the largest side"),
+        ({"CROP.SIZE": (0.9, 0.9)}, "absolute_range it must be .*in whole pixels"),
+        ({"CROP.TYPE": "absolute", "CROP.SIZE": (0, 9)}, "absolute it must be height and width in whole pixels"),
+    ],
+)
+def test_impossible_keys_are_named(settings, message):
+    with pytest.raises(InputError, match=message) as error:
+        DetrDatasetMapper(config(settings), is_train=True)
+    assert str(error.value).startswith("INPUT.")
+
+
+def config(settings):
+    opts = as_opts({f"INPUT.{key}": value for key, value in settings.items()})
+    return load_config(str(ROOT / "configs" / "COCO-Detection" / "detr_R_50.yaml"), opts)
+
+
+def test_a_vertical_flip_of_every_second_image(image):
+    image["annotations"] = [annotation([120, 90, 180, 150])]
+    train = DetrDatasetMapper(config({"RANDOM_FLIP": "vertical", "CROP.ENABLED": False, "MIN_SIZE_TRAIN": (0,)}))
+    np.random.seed(0)
+    seen = [tuple(train(image)["instances"].gt_boxes.tensor[0].tolist()) for _ in range(20)]
+    assert set(seen) == {(120, 90, 180, 150), (120, 240 - 150, 180, 240 - 90)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "expected"),
+    [
+        ("relative", (0.5, 0.25), {(200, 133), (250, 167), (300, 200)}),  # of 400 x 533, 500 x 666 and 600 x 800
+        ("absolute", (100, 700), {(100, 533), (100, 666), (100, 700)}),
+        ("relative_range", (1.0, 1.0), {(400, 533), (500, 666), (600, 800)}),
+        ("absolute_range", (50, 50), {(50, 50)}),
+    ],
+)
+def test_crops_of_every_type_in_every_second_image(image, kind, size, expected):
+    settings = {"CROP.TYPE": kind, "CROP.SIZE": size, "MIN_SIZE_TRAIN": (0,)}  # 0: no resize after the crop
+    train = DetrDatasetMapper(config(settings))
+    np.random.seed(0)
+    shapes = [tuple(train({**image, "annotations": []})["image"].shape[1:]) for _ in range(40)]
+    assert set(shapes) == expected | {(240, 320)}
+    assert 10 <= shapes.count((240, 320)) <= 30
+
+
+class FourChannels(DetrDatasetMapper):
+    def read(self, x):
+        image = super().read(x)
+        return np.concatenate([image, 255 - image[..., :1]], axis=-1)
+
+
+def test_a_model_trains_on_four_channels_with_masks(image, tiny_config):
+    """The mapper reads them, and the first convolution has a gradient for each."""
+    cfg = tiny_config({"MODEL.MASK_ON": True, "MODEL.PIXEL_MEAN": [120.0] * 4, "MODEL.PIXEL_STD": [60.0] * 4})
+    image["annotations"] = [annotation([120, 90, 180, 150], segmentation=[[120, 90, 180, 90, 180, 150, 120, 150]])]
+    batch = [FourChannels(cfg, is_train=True, augmentations=[ResizeShortestEdge(96, 1333)])(image)]
+    assert torch.equal(batch[0]["image"][3], 255 - batch[0]["image"][0])
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    with EventStorage():
+        losses = model(batch)
+    assert {"loss_mask", "loss_dice"} <= losses.keys()
+    sum(losses.values()).backward()
+    first = next(p for p in model.backbone.parameters() if p.ndim == 4)
+    assert first.shape[1] == 4
+    assert (first.grad.abs().sum(dim=(0, 2, 3)) > 0).all()

@@ -8,11 +8,11 @@ from PIL import Image
 
 from detr.data.checks import (
     check_classes,
-    check_images,
     check_same_classes,
     check_same_task,
     load_dicts,
 )
+from detr.data.image_checks import check_images
 from detr.data.panoptic_checks import check_panoptic_truth, check_segments
 from detr.errors import InputError
 from tests.data.test_checks import coco
@@ -26,7 +26,7 @@ def test_classes_of_a_panoptic_set_are_things_and_stuff():
         check_classes("shapes_train_panoptic", 4)
 
 
-def test_a_separated_set_is_told_with_the_one_to_take():
+def test_a_separated_set_names_the_one_to_take():
     with pytest.raises(InputError, match=r"coco_2017_val_panoptic_separated .*which coco_2017_val_panoptic has"):
         check_classes("coco_2017_val_panoptic_separated", 133)
 
@@ -116,7 +116,7 @@ def test_shapes_and_coco_pass(name, number, shapes_root, request):
         (panoptic_json(segments=[(1, 1, 1), (2, 5, 0)]), r"panoptic\.json has no thing segment but crowds"),
     ],
 )
-def test_a_bad_panoptic_file_is_told(panoptic_set, content, message):
+def test_a_bad_panoptic_file_is_an_error(panoptic_set, content, message):
     with pytest.raises(InputError, match=message) as error:
         check_all(panoptic_set(content))
     assert "\n" not in str(error.value)
@@ -138,7 +138,7 @@ def test_instances_of_a_panoptic_set_must_fit_it(panoptic_set):
         check_all(name)
 
 
-def test_missing_panoptic_files_are_told(panoptic_set, tmp_path):
+def test_missing_panoptic_files_are_named(panoptic_set, tmp_path):
     name = panoptic_set(panoptic_json())
     dicts = load_dicts([name], filter_empty=False)
     png = tmp_path / "pngs" / "0.png"

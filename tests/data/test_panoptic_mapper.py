@@ -1,4 +1,6 @@
-"""Panoptic targets: every segment is an object, and files that contradict each other are told."""
+"""Panoptic targets: every segment is an object, and files that contradict each other are errors."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +15,12 @@ from detr.errors import InputError
 THING, CROWD, STUFF = 7, 256 * 3 + 1, 65536 * 2 + 5  # ids that need every channel
 
 
-def mapper(*augmentations, masks=True, num_classes=7, is_train=True):
+def mapper(*augmentations, masks=True, is_train=True):
     return DetrPanopticMapper(
         is_train=is_train,
         augmentations=list(augmentations),
         image_format="RGB",
-        num_classes=num_classes,
+        num_classes=7,
         masks=masks,
     )
 
@@ -104,7 +106,7 @@ def test_an_image_without_segments_is_void(entry, ids):
 def test_masks_follow_the_pixels_of_shapes_through_all_augmentations(shapes_root):
     """Segments do not overlap, and together they cover all but the void, wherever they are moved."""
     np.random.seed(0)
-    train = mapper(*training_augmentations((128, 160), 300, crop_range=(40, 100)))
+    train = mapper(*training_augmentations((128, 160), 300, crop=("absolute_range", (40, 100))))
     for x in DatasetCatalog.get("shapes_train_panoptic")[:20]:
         instances = train(x)["instances"]
         assert instances.gt_masks.tensor.shape[1:] == instances.image_size
@@ -118,34 +120,48 @@ def test_evaluation_has_no_targets(entry):
     assert out.keys() == {"file_name", "image_id", "height", "width", "image"}
 
 
-def test_void_needs_no_entry_and_another_id_does(entry):
-    entry["segments_info"] = entry["segments_info"][:2]
-    with pytest.raises(InputError, match=rf"x\.png has pixels of the segments {STUFF}, which its JSON does not list"):
-        mapper()(entry)
+def remove_stuff(entry, ids):
+    entry["segments_info"].pop()
 
 
-def test_a_segment_without_pixels_names_the_file(entry):
+def add_segment(entry, ids):
     entry["segments_info"].append({"id": 99, "category_id": 0})
-    with pytest.raises(InputError, match=r"x\.png has no pixel of the segment 99 that its JSON lists"):
-        mapper()(entry)
 
 
-def test_a_png_of_another_size_names_both_files(entry, ids):
+def cut_png(entry, ids):
     write_png(entry["pan_seg_file_name"], ids[:, 1:])
-    with pytest.raises(InputError, match=r"x\.png is 19 x 10 pixels .*but its image .*x\.bmp is 20 x 10"):
-        mapper()(entry)
 
 
-def test_a_png_that_is_missing_or_none_names_the_file(entry, tmp_path):
-    (tmp_path / "x.png").write_bytes(b"no image at all")
-    with pytest.raises(InputError, match=r"cannot read the panoptic PNG .*x\.png \(UnidentifiedImageError"):
-        mapper()(entry)
-    (tmp_path / "x.png").unlink()
-    with pytest.raises(InputError, match=r"cannot read the panoptic PNG .*x\.png \(FileNotFoundError") as error:
+def damage_png(entry, ids):
+    Path(entry["pan_seg_file_name"]).write_bytes(b"no image at all")
+
+
+def remove_png(entry, ids):
+    Path(entry["pan_seg_file_name"]).unlink()
+
+
+def make_png_gray(entry, ids):
+    Image.new("L", (20, 10)).save(entry["pan_seg_file_name"])
+
+
+def change_category(entry, ids):
+    entry["segments_info"][0]["category_id"] = 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove_stuff, rf"x\.png has pixels of the segments {STUFF}, which its JSON does not list"),  # void is allowed
+        (add_segment, r"x\.png has no pixel of the segment 99 that its JSON lists"),
+        (cut_png, r"x\.png is 19 x 10 pixels .*but its image .*x\.bmp is 20 x 10"),
+        (damage_png, r"cannot read the panoptic PNG .*x\.png \(UnidentifiedImageError"),
+        (remove_png, r"cannot read the panoptic PNG .*x\.png \(FileNotFoundError"),
+        (make_png_gray, r"x\.png is a PNG of the mode L, not RGB"),
+        (change_category, r"x\.bmp has an object of category 7, outside \[0, 7\)"),
+    ],
+)
+def test_a_mistake_names_the_file(entry, ids, change, message):
+    change(entry, ids)
+    with pytest.raises(InputError, match=message) as error:
         mapper()(entry)
     assert "\n" not in str(error.value)
-
-
-def test_a_category_outside_the_classes_names_the_file(entry):
-    with pytest.raises(InputError, match=r"x\.bmp has an object of category 6, outside \[0, 6\)"):
-        mapper(num_classes=6)(entry)

@@ -45,6 +45,6 @@ def test_training_sizes_and_crops_stay_in_their_bounds():
 
 def test_range_sampling_draws_between_the_bounds():
     np.random.seed(0)
-    resize = training_augmentations((40, 60), 1000, sampling="range", crop_range=None, flip=False)[0]
+    resize = training_augmentations((40, 60), 1000, sampling="range", crop=None, flip="none")[0]
     heights = {resize.get_transform(np.zeros((100, 100, 3))).new_h for _ in range(200)}
     assert heights == set(range(40, 61))

@@ -173,7 +173,7 @@ def test_the_cpu_stands_in_for_a_missing_gpu_and_workers_for_missing_cores(tiny_
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     cfg = tiny_config({"MODEL.DEVICE": "cuda", "DATALOADER.NUM_WORKERS": 4, "SOLVER.AMP.ENABLED": True})
-    fit_machine(cfg)
+    fit_machine(cfg)  # for an evaluation
     assert (cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.AMP.ENABLED) == ("cpu", 3, False)
     said = capsys.readouterr().out
     assert "CUDA, which is not available here: going on with the CPU" in said

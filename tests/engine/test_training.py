@@ -290,9 +290,9 @@ def test_weights_of_another_kind_are_told(shapes_root, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [[], ["--panoptic"]], ids=["boxes", "panoptic"])
-def test_the_demo_leaves_its_pictures(flags, shapes_root, tmp_path):
+def test_the_quickstart_leaves_its_pictures(flags, shapes_root, tmp_path):
     opts = as_opts({**TRAINING, "SOLVER.MAX_ITER": 4, "TEST.EVAL_PERIOD": 2})
-    command = [sys.executable, "demo.py", *flags, "--output", str(tmp_path / "demo"), *opts]
+    command = [sys.executable, "tools/quickstart.py", *flags, "--output", str(tmp_path / "demo"), *opts]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert all((name in result.stdout) == (bool(flags) or name == "box AP") for name in ("box AP", "mask AP", "PQ"))

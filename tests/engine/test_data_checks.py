@@ -1,0 +1,54 @@
+"""Data sets are checked once, by the main process, and every rank gets the verdict."""
+
+import logging
+
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
+
+from detr.engine import data_checks
+from detr.engine.defaults import load_config
+from detr.errors import InputError
+from tests.conftest import QUICKSTART
+
+
+def _check_as_rank(rank, store, results):
+    """Checks a training and a test set whose objects are bad on one of the ranks, and degenerate on both."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    warnings = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    logging.getLogger("detr").addHandler(handler)
+    for bad in (0, 1):
+        obj = {"bbox": [3, 3, 3, 3], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 9 if rank == bad else 0}
+        annotations = [obj if rank == bad else {**obj, "segmentation": [[0, 0, 5, 0, 5, 5]]}]
+        DatasetCatalog.register(f"bad_{bad}", lambda x=annotations: [{"file_name": "a.jpg", "annotations": x}])
+        for check, key, masks in (
+            (data_checks.check_training_sets, "TRAIN", "False"),
+            (data_checks.check_test_sets, "TEST", "True"),
+        ):
+            opts = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()", f"DATASETS.{key}", f"('bad_{bad}',)"]
+            cfg = load_config(str(QUICKSTART), [*opts, "MODEL.MASK_ON", masks, "DATALOADER.CHECK_IMAGES", "False"])
+            warnings.clear()
+            try:
+                check(cfg)
+                problem = ""
+            except InputError as error:
+                problem = str(error)
+            results[rank, bad, key] = problem, list(warnings)
+    torch.distributed.destroy_process_group()
+
+
+def test_the_main_process_checks_for_all_ranks(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_check_as_rank, args=(tmp_path / "store", results), nprocs=2)
+        results = dict(results)
+    problems = {"TRAIN": "a.jpg has an object of category 9", "TEST": "a.jpg has an object without a segmentation"}
+    for key, problem in problems.items():
+        assert results[0, 0, key][0].startswith(problem)
+        assert results[1, 0, key] == (results[0, 0, key][0], [])
+        assert results[0, 1, key][0] == results[1, 1, key][0] == ""
+    assert len(results[0, 1, "TRAIN"][1]) == 1  # the degenerate box
+    assert results[1, 1, "TRAIN"][1] == []

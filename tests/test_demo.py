@@ -1,0 +1,57 @@
+"""demo.py, as Detectron2's users call theirs."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+import demo
+from detr.errors import InputError
+from tests.conftest import QUICKSTART, TINY, as_opts
+
+
+@pytest.fixture
+def options(tiny_config, tmp_path):
+    """The command line's options, with weights of a model whose first class always has the score 0.4."""
+    model = build_model(tiny_config())
+    torch.nn.init.zeros_(model.class_embed.weight)
+    with torch.no_grad():
+        model.class_embed.bias[:] = torch.tensor([0.4, 0.15, 0.15, 0.15, 0.15]).log()
+    torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
+    opts = as_opts({**TINY, "MODEL.WEIGHTS": tmp_path / "weights.pth"})
+    return lambda *args: ["--config-file", str(QUICKSTART), *map(str, args), "--opts", *opts]
+
+
+def save_image(path, size=(90, 70)):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((*size[::-1], 3), 90, dtype=np.uint8)).save(path)
+
+
+@pytest.mark.parametrize(("threshold", "objects"), [(0.3, 20), (0.5, 0)])
+def test_images_are_drawn_with_the_objects_above_the_threshold(threshold, objects, options, tmp_path, capsys):
+    for name in ("a.jpg", "b.jpg"):
+        save_image(tmp_path / "photos" / name)
+    pattern, output = tmp_path / "photos" / "*.jpg", tmp_path / "out"
+    assert demo.main(options("--input", pattern, "--output", output, "--confidence-threshold", threshold)) == 0
+    assert capsys.readouterr().out.count(f": {objects} objects -> ") == 2
+    for name in ("a.png", "b.png"):
+        pixels = np.asarray(Image.open(output / name).convert("RGB")).astype(int)
+        assert pixels.shape == (70, 90, 3)
+        assert (abs(pixels - 90).max() > 20) == (objects > 0)
+
+
+def test_a_file_that_is_no_image_is_skipped_and_the_status_says_so(options, tmp_path, capsys):
+    save_image(tmp_path / "photos" / "a.jpg")
+    (tmp_path / "photos" / "b.jpg").write_text("no image")
+    assert demo.main(options("--input", tmp_path / "photos" / "*", "--output", tmp_path / "out")) == 1
+    assert "b.jpg is skipped" in capsys.readouterr().err
+    assert (tmp_path / "out" / "a.png").is_file()
+
+
+def test_an_input_is_never_written_over(options, tmp_path):
+    save_image(tmp_path / "photos" / "a.png")
+    before = (tmp_path / "photos" / "a.png").read_bytes()
+    with pytest.raises(InputError, match="would write over"):
+        demo.main(options("--input", tmp_path / "photos" / "a.png", "--output", tmp_path / "photos"))
+    assert (tmp_path / "photos" / "a.png").read_bytes() == before
