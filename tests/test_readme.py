@@ -17,7 +17,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import build_model
 from PIL import Image
 
 from detr.data.panoptic_mapper import DetrPanopticMapper
@@ -205,7 +205,8 @@ def test_the_snippets_on_extending_run(shapes_root, run_config, monkeypatch):
     assert isinstance(build_model(cfg).criterion, names["MyCriterion"])
     batch = next(iter(names["MyAugmentedTrainer"].build_train_loader(cfg)))
     assert all(x["image"].shape[1] >= 480 for x in batch)
-    assert issubclass(META_ARCH_REGISTRY.get("MyDetr"), names["Detr"])
+    image = DatasetCatalog.get("shapes_train")[0]
+    assert names["FourChannelMapper"](cfg, is_train=True)(image)["image"].shape[0] == 4
 
 
 def test_a_data_set_registered_as_the_page_says(monkeypatch):
