@@ -1,19 +1,35 @@
-"""What the README tells to type, where nothing else runs it."""
+"""README.md and docs/: links, commands, config keys, names and snippets are what they claim to be."""
 
+import ast
+import contextlib
+import importlib
+import io
 import json
 import os
+import re
+import runpy
+import shlex
+import sys
 import textwrap
 
 import numpy as np
 import pytest
+import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from PIL import Image
 
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine.defaults import load_config
 from detr.engine.evaluation import build_evaluator
+from detr.errors import InputError
 from tests.conftest import ROOT
+from tests.source_tree import sources
 from tools import analyze_model
+
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+FOLDERS = {name: ROOT if name == "README.md" else ROOT / "docs" for name in PAGES}
 
 CATEGORIES = [
     {"id": 1, "name": "cat", "isthing": 1},
@@ -56,12 +72,159 @@ def mine(tmp_path, monkeypatch):
     MetadataCatalog.remove("mine_panoptic")
 
 
-def test_a_panoptic_set_registered_as_the_readme_says(mine):
-    lines = (ROOT / "README.md").read_text().splitlines()
-    start = lines.index("    from detectron2.data import MetadataCatalog, DatasetCatalog")
-    end = next(i for i in range(start, len(lines)) if lines[i].endswith("**meta)"))
-    exec("\n".join(line[4:] for line in lines[start : end + 1]), {})
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
 
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command line) of all shell blocks, with continued lines joined."""
+    return [
+        (page, line)
+        for page in PAGES
+        for block in blocks(page, "bash")
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].split()) < 1500
+
+
+LINKS = [
+    (page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link
+]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_linked_files_exist(page, link):
+    assert (FOLDERS[page] / link).is_file()
+
+
+PATHS = sorted({x for text in PAGES.values() for x in re.findall(r"`((?:detr|tools|tests|configs)/[\w/.-]+)`", text)})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_named_files_exist(path):
+    assert (ROOT / path).exists()
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    code = "\n".join(x for text in PAGES.values() for x in re.findall(r"`+[^`]+`+", text))
+    assert sorted(set(re.findall(r"\bmake ([a-z][\w-]*)", code)) - targets) == []
+
+
+def test_config_keys_exist():
+    cfg = load_config("", [])
+    unknown = set()
+    for text in PAGES.values():
+        for key in re.findall(r"\b(?:MODEL|SOLVER|TEST|INPUT|DATASETS|DATALOADER)(?:\.[A-Z][A-Z0-9_]*)+", text):
+            node = cfg
+            for part in key.split("."):
+                node = node.get(part) if isinstance(node, CfgNode) else None
+            if node is None:
+                unknown.add(key)
+    assert unknown == set()
+
+
+NAMES = sorted({x for text in PAGES.values() for x in re.findall(r"(?<![\w.@/])detr(?:\.[A-Za-z_]\w*)+", text)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_the_package_exist(name):
+    found = importlib.import_module("detr")
+    for part in name.split(".")[1:]:
+        if not hasattr(found, part):
+            importlib.import_module(f"{found.__name__}.{part}")
+        found = getattr(found, part)
+
+
+# Files that a page lets its reader make or bring along.
+OF_THE_READER = {"train_mine.py": "train_net.py"}
+
+
+def options_of(script: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The options that its --help lists."""
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return set(re.findall(r"(?<![\w-])--[\w-]+", printed.getvalue()))
+
+
+@pytest.mark.parametrize(("page", "command"), [x for x in commands() if x[1].startswith("python ")])
+def test_commands_name_options_and_keys_that_exist(page, command, monkeypatch):
+    _, script, *words = shlex.split(command)
+    script = OF_THE_READER.get(script, script)
+    assert {x for x in words if x.startswith("--")} - options_of(script, monkeypatch) == set()
+    config = words[words.index("--config-file") + 1] if "--config-file" in words else ""
+    is_key = re.compile(r"[A-Z][A-Z0-9_]*([.][A-Z0-9_]+)*").fullmatch
+    key = next((i for i, word in enumerate(words) if is_key(word)), len(words))
+    load_config(str(ROOT / config) if config.startswith("configs/") else "", words[key:])  # raises where it is wrong
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python train_net.py --config-file configs/COCO-Detection/detr_R_51.yaml",
+        "python train_net.py MODEL.WEIGHT x",
+        "python train_net.py --eval",
+    ],
+)
+def test_a_wrong_command_is_noticed(command, monkeypatch):
+    with pytest.raises((AssertionError, InputError)):
+        test_commands_name_options_and_keys_that_exist("", command, monkeypatch)
+
+
+SNIPPETS = [(page, i) for page in PAGES for i in range(len(blocks(page, "python")))]
+
+
+@pytest.mark.parametrize(("page", "index"), SNIPPETS)
+def test_snippets_compile_and_import_what_exists(page, index):
+    for node in ast.walk(ast.parse(blocks(page, "python")[index])):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                importlib.import_module(name.name)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            module = importlib.import_module(node.module)
+            assert [x.name for x in node.names if not hasattr(module, x.name)] == []
+
+
+def test_the_snippets_on_extending_run(shapes_root, run_config, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    first, *others = blocks("extending.md", "python")
+    names = {"__name__": "docs"}
+    exec(first, names)
+    assert names["cfg"].SOLVER.MAX_ITER == 1000
+    cfg = names["cfg"] = run_config()  # two iterations of a tiny model
+    for snippet in others:
+        exec(snippet, names)
+    assert cfg.MODEL.META_ARCHITECTURE == "MyDetr"
+    assert all(torch.isfinite(x) for x in names["losses"].values())  # of the last step of the loop
+    assert len(names["model"].transformer.decoder.layers) == 3  # of the LazyConfig
+    cfg.MODEL.META_ARCHITECTURE = "MyOtherDetr"
+    assert isinstance(build_model(cfg).criterion, names["MyCriterion"])
+    batch = next(iter(names["MyAugmentedTrainer"].build_train_loader(cfg)))
+    assert all(x["image"].shape[1] >= 480 for x in batch)
+    image = DatasetCatalog.get("shapes_train")[0]
+    assert names["FourChannelMapper"](cfg, is_train=True)(image)["image"].shape[0] == 4
+
+
+def test_a_data_set_registered_as_the_page_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    names = {"__name__": "docs"}
+    exec(blocks("own_data.md", "python")[0], names)
+    try:
+        assert MetadataCatalog.get("mine_train").json_file == "mine/train.json"
+        assert MetadataCatalog.get("mine_val").evaluator_type == "coco"
+        assert callable(names["main"])
+    finally:
+        for name in ("mine_train", "mine_val"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def test_a_panoptic_set_registered_as_the_page_says(mine):
+    exec(blocks("panoptic.md", "python")[0], {})
     config = str(ROOT / "configs" / "COCO-PanopticSegmentation" / "detr_R_50.yaml")
     cfg = load_config(config, ["MODEL.DETR.NUM_CLASSES", "3", "INPUT.CROP.ENABLED", "False"])
     mapper = DetrPanopticMapper(cfg, is_train=True)
@@ -72,4 +235,36 @@ def test_a_panoptic_set_registered_as_the_readme_says(mine):
 
 def test_the_table_of_a_models_size_is_what_the_tool_prints(capsys):
     analyze_model.main(["--config-file", str(ROOT / "configs" / "COCO-Detection" / "detr_R_50.yaml")])
-    assert textwrap.indent(capsys.readouterr().out, "    ") in (ROOT / "README.md").read_text()
+    assert textwrap.indent(capsys.readouterr().out, "    ") in PAGES["performance.md"]
+
+
+def table_rows(page: str) -> list[list[str]]:
+    return [line.strip("|").split("|") for line in PAGES[page].splitlines() if line.startswith("|")]
+
+
+def code_spans(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_contributors_find_names_in_the_files_that_the_page_gives():
+    lost, checked = [], 0
+    for row in table_rows("contributing.md"):
+        files = [name for name in code_spans(row[1]) if name.startswith("detr/")] if len(row) > 2 else []
+        text = "".join((ROOT / name).read_text() for name in files)
+        for name in code_spans(row[2]) if files else []:
+            checked += 1
+            lost += [] if re.search(rf"\b{name}\b", text) else [(files, name)]
+    assert lost == []
+    assert checked > 40
+
+
+def test_the_tree_for_contributors_lists_every_module():
+    listed = {code_spans(row[0])[0] for row in table_rows("contributing.md") if len(row) == 2 and code_spans(row[0])}
+    modules = {path for path, text in sources().items() if not path.endswith("__init__.py") or len(text) > 1000}
+    assert {x for x in listed if x.endswith(".py") and x not in scripts()} == modules - {"__init__.py"}
+    assert scripts() <= listed
+
+
+def scripts() -> set[str]:
+    names = {*ROOT.glob("*.py"), *(ROOT / "tools").glob("*.py")} - {ROOT / "setup.py"}
+    return {str(path.relative_to(ROOT)) for path in names}
