@@ -1,5 +1,6 @@
 """Hooks of a training: which checkpoints stay on disk."""
 
+import math
 import os
 import re
 from collections.abc import Collection
@@ -42,6 +43,22 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
 class BestCheckpointer(hooks.BestCheckpointer):
     """Detectron2's, which goes on from the best value so far when a training is resumed."""
+
+    def after_train(self) -> None:
+        """After the last evaluation the best checkpoint may be the final one, which is copied.
+
+        Detectron2 would save again and count one iteration more, from which a resumed training would go on.
+        """
+        latest, _ = self.trainer.storage.latest().get(self._val_metric, (math.nan, 0))
+        finished = self.trainer.iter >= self.trainer.max_iter
+        if not finished or not (latest > (-math.inf if self.best_metric is None else self.best_metric)):
+            return
+        self.best_metric, self.best_iter = latest, self.trainer.max_iter - 1
+        final, best = (
+            os.path.join(self._checkpointer.save_dir, f"{name}.pth") for name in ("model_final", self._file_prefix)
+        )
+        if self._checkpointer.path_manager.isfile(final):
+            self._checkpointer.path_manager.copy(final, best, overwrite=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}

@@ -51,6 +51,7 @@ def test_the_last_checkpoints_the_best_and_the_milestones_stay(shapes_root, run_
     cfg.SOLVER.MAX_ITER = 16
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 12
     trainer.train()
     left = {path.name for path in folder.glob("*.pth")}
     assert left == {"model_0000002.pth", "model_0000013.pth", "model_0000015.pth", "model_best.pth", "model_final.pth"}
@@ -68,6 +69,16 @@ def test_best_is_kept_over_a_resumed_training(shapes_root, run_config, monkeypat
     trainer.resume_or_load(resume=True)
     trainer.train()
     assert torch.load(f"{cfg.OUTPUT_DIR}/model_best.pth", weights_only=True)["iteration"] == 1
+
+
+def test_a_final_checkpoint_that_is_best_is_copied(shapes_root, run_config, monkeypatch):
+    cfg = run_config({"SOLVER.MAX_ITER": 4, "SOLVER.CHECKPOINT_PERIOD": 2, "TEST.EVAL_PERIOD": 2})
+    results = iter([50.0, 60.0])
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model, evaluators=None: _ap(next(results))))
+    Trainer(cfg).train()
+    folder = Path(cfg.OUTPUT_DIR)
+    assert (folder / "model_best.pth").read_bytes() == (folder / "model_final.pth").read_bytes()
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
 
 
 def _ap(value):
