@@ -7,7 +7,9 @@ python demo.py --config-file configs/COCO-Detection/detr_R_50.yaml --input photo
 
 import argparse
 import glob
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,16 @@ import detr  # noqa: F401  explains how to install Detectron2 where it is missin
 from detr.engine.defaults import check_config, load_config
 from detr.errors import InputError, exit_with_one_line
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
     parser.add_argument("--input", required=True, nargs="+", help="image files, or patterns such as 'photos/*.jpg'")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the drawn images go")
+    parser.add_argument(
+        "--output", required=True, metavar="PATH", help="folder of the drawn images; for one image also a file name"
+    )
     parser.add_argument(
         "--confidence-threshold", type=float, default=0.5, metavar="P", help="least score of an object (%(default)s)"
     )
@@ -41,14 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     cfg = load_config(args.config_file, args.opts)
     check_config(cfg, training=False)
     cfg.MODEL.DETR.INSTANCE_SCORE_THRESHOLD = args.confidence_threshold
-    output = Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output} is a file: name a folder")
+    cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD = args.confidence_threshold
+    targets = choose_targets(paths, Path(args.output))
     predictor = DefaultPredictor(cfg)
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
-    output.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for path in paths:
+    for path, target in zip(paths, targets, strict=True):
         try:
             image = read_image(path, format="BGR")
         except Exception as error:  # PIL raises many kinds
@@ -56,17 +60,32 @@ def main(argv: list[str] | None = None) -> int:
             failed += 1
             continue
         prediction = predictor(image)
-        target = free_path(output / f"{Path(path).stem}.png", path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         draw(image[:, :, ::-1], prediction, metadata).save(str(target))
-        print(f"{path}: {len(prediction['instances'])} objects -> {target}")
+        count = len(prediction["panoptic_seg"][1] if "panoptic_seg" in prediction else prediction["instances"])
+        print(f"{path}: {count} {'segments' if 'panoptic_seg' in prediction else 'objects'} -> {target}")
     return int(failed > 0)
 
 
-def free_path(target: Path, source: str) -> Path:
-    """The file to write. Raises InputError where that is the image itself."""
-    if target.exists() and target.samefile(source):
-        raise InputError(f"--output would write over {source}: name another folder")
-    return target
+def choose_targets(paths: list[str], output: Path) -> list[Path]:
+    """The file to write for each image: no two alike. Raises InputError where one is an input."""
+    if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
+        if len(paths) > 1:
+            raise InputError(f"--output {output} is one file, but --input names {len(paths)} images: name a folder")
+        targets = [output]
+    else:
+        if output.exists() and not output.is_dir():
+            raise InputError(f"--output {output} is a file: name a folder")
+        used: Counter[str] = Counter()
+        targets = []
+        for path in paths:
+            stem = Path(path).stem
+            used[stem] += 1
+            targets.append(output / (f"{stem}.png" if used[stem] == 1 else f"{stem}_{used[stem]}.png"))
+    overwritten = {os.path.realpath(path) for path in paths} & {os.path.realpath(target) for target in targets}
+    if overwritten:
+        raise InputError(f"--output would write over {min(overwritten)}: name another folder")
+    return targets
 
 
 def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> Any:

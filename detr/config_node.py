@@ -20,6 +20,9 @@ SCHEDULE_PAIRS = (
     ("SOLVER", "CHECKPOINT_EPOCHS", "CHECKPOINT_PERIOD"),
     ("TEST", "EVAL_EPOCHS", "EVAL_PERIOD"),
 )
+_SECTIONS = ("SOLVER", "TEST")
+# Detectron2's keys that cannot be read while the one in epochs is in force. STEPS is only read after MAX_ITER.
+_GUARDED = {in_iterations: in_epochs for _, in_epochs, in_iterations in SCHEDULE_PAIRS if in_iterations != "STEPS"}
 _REMEMBERED = {key for _, *pair in SCHEDULE_PAIRS for key in pair} | {"OPTIMIZER"}
 _SET_AT = "detr_set_at"  # in a node's __dict__: key -> moment
 _clock = itertools.count(1)
@@ -43,30 +46,49 @@ class DetrCfgNode(CfgNode, metaclass=_EqualToCfgNode):
         if key in _REMEMBERED:
             remember(self, key)
 
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
-        if name == "MAX_ITER" and self.get("MAX_EPOCHS") and _in_force(self, "MAX_EPOCHS", "MAX_ITER") == "MAX_EPOCHS":
+        in_epochs = _GUARDED.get(name)
+        if in_epochs and self.get(in_epochs) and _in_force(self, in_epochs, name) == in_epochs:
             raise InputError(
-                f"SOLVER.MAX_ITER is not known, since SOLVER.MAX_EPOCHS is {self['MAX_EPOCHS']}: use "
+                f"{name} is not known, since the schedule is in epochs, {in_epochs} {self[in_epochs]}: use "
                 "detr.engine.trainer.Trainer, which turns epochs into iterations; in a loop of your own call "
-                "cfg = detr.engine.solver.schedule_in_iterations(cfg, number_of_training_images) first; or set MAX_ITER"
+                f"cfg = detr.engine.solver.schedule_in_iterations(cfg, number_of_training_images) first; or set {name}"
             )
         if name == "MOMENTUM" and was_set(self, "OPTIMIZER") and self["OPTIMIZER"] != "SGD":
             raise InputError(
                 f"SOLVER.OPTIMIZER is {self['OPTIMIZER']}, which Detectron2's build_optimizer would ignore: use "
                 "detr.engine.trainer.Trainer; in a loop of your own build it with "
-                "detr.engine.solver.build_optimizer(cfg, model); or set SOLVER.OPTIMIZER SGD"
+                "detr.engine.solver.build_optimizer(cfg, model); or set SOLVER.OPTIMIZER SGD and "
+                "SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm, which Detectron2 knows"
             )
         return value
 
+    def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
+        """As Detectron2's; of a whole config, only the keys that were set in it count as set, in their order."""
+        before = {section: dict(self[section].__dict__.get(_SET_AT, {})) for section in _SECTIONS if section in self}
+        super().merge_from_other_cfg(cfg_other)
+        settings = []
+        for section in before:
+            if section in cfg_other and _SET_AT in cfg_other[section].__dict__:
+                self[section].__dict__[_SET_AT] = before[section]
+                moments = cfg_other[section].__dict__[_SET_AT]
+                settings += [(moment, section, key) for key, moment in moments.items()]
+        for _, section, key in sorted(settings):
+            remember(self[section], key)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), dict(self), self.__dict__)  # a copy's keys were set when its original's were
+        return _restore, (type(self), dict(self), self.__dict__)  # with the moments at which keys were set
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         """As fvcore's, which calls it for each base too: keys come in the order in which they were set."""
         content: dict[str, Any] = super().load_yaml_with_base(filename, allow_unsafe=allow_unsafe)
-        for section in ("SOLVER", "TEST"):
+        for section in _SECTIONS:
             if isinstance(content, dict) and isinstance(content.get(section), dict):
                 content[section] = _LastSetLast(content[section])
         return content

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 from detr import add_detr_config
 from detr.engine.defaults import load_config
 from detr.engine.solver import schedule_in_iterations
+from detr.errors import InputError
 from tests.conftest import ROOT
 
 
@@ -38,6 +39,26 @@ def test_keys_set_in_python_win_over_the_files():
     cfg.SOLVER.MAX_EPOCHS = 2
     cfg.TEST.EVAL_EPOCHS = 1
     assert settled(cfg) == (2 * EPOCH, (200,), 50, EPOCH)
+
+
+def test_whole_configs_are_merged_with_what_was_set_in_them():
+    cfg, other = coco_config(), coco_config()
+    other.SOLVER.MAX_ITER = 300
+    cfg.merge_from_other_cfg(other)
+    assert settled(cfg)[0] == 300
+    cfg.SOLVER.update(MAX_EPOCHS=250)
+    assert settled(cfg)[0] == 250 * EPOCH
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("SOLVER", "MAX_ITER"), ("SOLVER", "CHECKPOINT_PERIOD"), ("TEST", "EVAL_PERIOD")]
+)
+def test_an_overruled_key_cannot_be_read(section, key):
+    cfg = coco_config()
+    with pytest.raises(InputError, match=f"{key} is not known, since the schedule is in epochs"):
+        getattr(cfg[section], key)
+    setattr(cfg[section], key, 7)
+    assert getattr(cfg[section], key) == 7
 
 
 def test_a_value_equal_to_the_default_counts_as_set():

@@ -1,5 +1,7 @@
 """demo.py, as Detectron2's users call theirs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -49,9 +51,16 @@ def test_a_file_that_is_no_image_is_skipped_and_the_status_says_so(options, tmp_
     assert (tmp_path / "out" / "a.png").is_file()
 
 
-def test_an_input_is_never_written_over(options, tmp_path):
-    save_image(tmp_path / "photos" / "a.png")
-    before = (tmp_path / "photos" / "a.png").read_bytes()
+def test_an_input_is_never_written_over():
+    with pytest.raises(InputError, match=r"would write over .*x/a\.png"):
+        demo.choose_targets(["y/a.jpg", "x/a.png"], Path("x"))
     with pytest.raises(InputError, match="would write over"):
-        demo.main(options("--input", tmp_path / "photos" / "a.png", "--output", tmp_path / "photos"))
-    assert (tmp_path / "photos" / "a.png").read_bytes() == before
+        demo.choose_targets(["a.png"], Path("a.png"))
+
+
+def test_every_image_has_a_file_of_its_own():
+    targets = demo.choose_targets(["a/1.jpg", "b/1.jpg", "2.png"], Path("out"))
+    assert targets == [Path("out/1.png"), Path("out/1_2.png"), Path("out/2.png")]
+    assert demo.choose_targets(["1.jpg"], Path("drawn.jpg")) == [Path("drawn.jpg")]
+    with pytest.raises(InputError, match=r"--input names 2 images: name a folder"):
+        demo.choose_targets(["1.jpg", "2.jpg"], Path("drawn.jpg"))

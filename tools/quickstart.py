@@ -104,7 +104,7 @@ def main() -> None:
         f"  {output / 'training.png'}     loss against iterations, accuracy against time\n"
         f"  {output / 'log.txt'}          the whole log\n"
         "The weights can be evaluated again with\n"
-        f"  {shlex.join(evaluation)} MODEL.WEIGHTS {output / 'model_final.pth'}"
+        f"  {shlex.join([*evaluation, *args.opts, 'MODEL.WEIGHTS', str(output / 'model_final.pth')])}"
     )
 
 

@@ -52,7 +52,7 @@ class DetrCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """As Detectron2's, with a note on what the tensors of a ``Detr`` do not show."""
         if isinstance(self.model, Detr):
-            kwargs[NOTE] = {"dilation": _is_dilated(self.model), "heads": self.model.transformer.heads}
+            kwargs[NOTE] = {"dilation": _is_dilated(self.model), "heads": _heads(self.model)}
         super().save(name, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -165,12 +165,16 @@ def _compare(info: CheckpointInfo, model: Detr) -> None:
             f"the weights are of a model {weights} DC5 (dilated res5) and the config is of one {config}: results "
             f"suffer; set MODEL.RESNETS.RES5_DILATION {value}"
         )
-    heads = model.transformer.heads
-    if info.heads is not None and info.heads != heads:
+    heads = _heads(model)
+    if info.heads is not None and heads is not None and info.heads != heads:
         logger.warning(
             f"the weights were trained with {info.heads} attention heads and the model has {heads}: results mean "
             f"nothing; set MODEL.DETR.NHEADS {info.heads}"
         )
+
+
+def _heads(model: Detr) -> int | None:
+    return getattr(model.transformer, "heads", None)  # a transformer of the user's own may have none
 
 
 def _is_dilated(model: Detr) -> bool:

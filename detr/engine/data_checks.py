@@ -83,16 +83,16 @@ def _check_training_sets(cfg: CfgNode, dicts: list[dict[str, Any]]) -> None:
 
 
 def _on_main_process(check: Callable[[], None]) -> None:
-    """Runs a check on the main process alone, and raises its InputError on all ranks."""
-    problem = None
+    """Runs a check on the main process only, and raises its error on all ranks, so that none waits for the others."""
+    problem: Exception | None = None
     if comm.is_main_process():
         try:
             check()
-        except InputError as error:
-            problem = str(error)
+        except Exception as error:
+            problem = error
     problem = comm.all_gather(problem)[0]
-    if problem:
-        raise InputError(problem)
+    if problem is not None:
+        raise problem
 
 
 def _print_histogram(dicts: list[dict[str, Any]], names: list[str], panoptic: bool) -> None:

@@ -18,7 +18,6 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from detr.analysis import analyze
 from detr.checkpoint.files import weights_in_folder
 from detr.checkpoint.hub import TORCHVISION, ZOO, missing_hint, parse_zoo_path, torchvision_url
 from detr.config import EXPORT_DESCRIPTION, add_detr_config, check_names
@@ -179,7 +178,7 @@ def fit_machine(cfg: CfgNode, training: bool = False) -> None:
     if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
         cfg.SOLVER.AMP.ENABLED = False
         print("SOLVER.AMP.ENABLED needs CUDA, which is not available here: going on in single precision")
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores < cfg.DATALOADER.NUM_WORKERS:
         print(f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS} on {cores} cores: going on with {cores}")
         cfg.DATALOADER.NUM_WORKERS = cores
@@ -191,7 +190,13 @@ def _estimate_on_cpu(cfg: CfgNode) -> str:
         return ""
     side = sorted(cfg.INPUT.MIN_SIZE_TRAIN)[len(cfg.INPUT.MIN_SIZE_TRAIN) // 2]
     size = min(side, cfg.INPUT.MAX_SIZE_TRAIN), min(side * 4 // 3, cfg.INPUT.MAX_SIZE_TRAIN)  # most photos are 4 : 3
-    seconds = analyze(cfg, size=size).training_macs / _macs_per_second() * cfg.SOLVER.IMS_PER_BATCH
+    from detr.analysis import analyze  # only here: `import detr` needs none of it
+
+    try:
+        macs = analyze(cfg, size=size, objects=1).training_macs
+    except InputError:
+        return ""
+    seconds = macs / _macs_per_second() * cfg.SOLVER.IMS_PER_BATCH
     return (
         f"A step of {cfg.SOLVER.IMS_PER_BATCH} images of about {size[0]} x {size[1]} pixels would take about "
         f"{seconds:.1f} s on this CPU, 10,000 of them {seconds * 1e4 / 86400:.1f} days. "

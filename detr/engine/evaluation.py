@@ -145,13 +145,16 @@ class ThingsEvaluator(FastCOCOEvaluator):
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """All numbers of an evaluation but those of single classes: a row a metric, a column a data set.
+    """All numbers of an evaluation but those of single classes: a row per metric, a column per data set.
 
     results: data set -> task -> metric -> number, as evaluators return them; a percentage each
     """
     rows: dict[str, dict[str, float]] = {}
     for dataset, tasks in results.items():
         for task, metrics in tasks.items():
+            if not isinstance(metrics, Mapping):  # of an evaluator that returns its numbers by metric alone
+                rows.setdefault(task, {})[dataset] = metrics
+                continue
             for metric, value in metrics.items():
                 if "-" not in metric:  # as in "AP-person"
                     name = TASK_NAMES.get(task, f"{task} ") + metric

@@ -1,5 +1,6 @@
 """Hooks of a training: which checkpoints stay on disk."""
 
+import logging
 import math
 import os
 import re
@@ -8,6 +9,8 @@ from typing import Any
 
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import hooks
+
+logger = logging.getLogger(__name__)
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
@@ -42,23 +45,38 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's, which goes on from the best value so far when a training is resumed."""
+    """Detectron2's, for a metric of which more is better; a resumed training goes on from the best value so far."""
+
+    best_metric: float | None
+    best_iter: int | None
+
+    def _best_checking(self) -> None:
+        if self._improve(self.trainer.iter):  # before saving, since the checkpoint holds this hook's state too
+            self._checkpointer.save(self._file_prefix, iteration=self.trainer.iter)
 
     def after_train(self) -> None:
-        """After the last evaluation the best checkpoint may be the final one, which is copied.
+        """Where the last evaluation is the best one, copies the final checkpoint.
 
-        Detectron2 would save again and count one iteration more, from which a resumed training would go on.
+        To save again after the last step would count one iteration more, from which a resumed training would go on.
         """
-        latest, _ = self.trainer.storage.latest().get(self._val_metric, (math.nan, 0))
-        finished = self.trainer.iter >= self.trainer.max_iter
-        if not finished or not (latest > (-math.inf if self.best_metric is None else self.best_metric)):
+        if self.trainer.iter < self.trainer.max_iter or not self._improve(self.trainer.max_iter - 1):
             return
-        self.best_metric, self.best_iter = latest, self.trainer.max_iter - 1
-        final, best = (
-            os.path.join(self._checkpointer.save_dir, f"{name}.pth") for name in ("model_final", self._file_prefix)
-        )
-        if self._checkpointer.path_manager.isfile(final):
-            self._checkpointer.path_manager.copy(final, best, overwrite=True)
+        folder, files = self._checkpointer.save_dir, self._checkpointer.path_manager
+        final = os.path.join(folder, "model_final.pth")
+        if files.isfile(final):
+            files.copy(final, os.path.join(folder, f"{self._file_prefix}.pth"), overwrite=True)
+
+    def _improve(self, iteration: int) -> bool:
+        """Whether the metric's latest value is better than the best so far, which it then becomes."""
+        latest = self.trainer.storage.latest().get(self._val_metric)
+        if latest is None:
+            logger.warning("no checkpoint is kept as the best: the evaluation gives no %s", self._val_metric)
+            return False
+        value = float(latest[0])
+        if not math.isfinite(value) or (self.best_metric is not None and value <= self.best_metric):
+            return False
+        self.best_metric, self.best_iter = value, iteration
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}

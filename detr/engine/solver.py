@@ -27,7 +27,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        lr_factor_func=lambda name: cfg.SOLVER.BACKBONE_MULTIPLIER if name.startswith("backbone.") else 1.0,
+        lr_factor_func=lambda name: cfg.SOLVER.BACKBONE_MULTIPLIER if ".backbone." in f".{name}" else 1.0,
     )
     if not params:
         raise InputError("no parameter is left to train: everything is frozen")
@@ -72,15 +72,16 @@ def check_batch_size(cfg: CfgNode) -> None:
         raise InputError(f"SOLVER.IMS_PER_BATCH {batch} must be a positive multiple of the number of GPUs, {ranks}")
 
 
-def check_known_size(cfg: CfgNode) -> None:
-    """Raises InputError for a schedule in epochs of a training set that only the user's own loader knows."""
+def needs_data_size(cfg: CfgNode) -> bool:
+    """Whether the schedule is in epochs of DATASETS.TRAIN. Raises InputError where it is, and that is empty."""
     settled = settle_schedule(cfg)
-    in_epochs = [(x, a, b) for x, a, b in SCHEDULE_PAIRS if settled[x][a] and not cfg.DATASETS.TRAIN]
-    if in_epochs:
+    in_epochs = [(x, a, b) for x, a, b in SCHEDULE_PAIRS if settled[x][a]]
+    if in_epochs and not cfg.DATASETS.TRAIN:
         raise InputError(
             f"DATASETS.TRAIN is empty, so that {', '.join(f'{x}.{a} {settled[x][a]}' for x, a, _ in in_epochs)} cannot "
             f"be turned into iterations: set {', '.join(f'{x}.{b}' for x, _, b in in_epochs)}, or name the data set"
         )
+    return bool(in_epochs)
 
 
 def schedule_in_iterations(cfg: CfgNode, num_images: int) -> CfgNode:

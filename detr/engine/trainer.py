@@ -1,5 +1,6 @@
 """``Trainer``: Detectron2's DefaultTrainer with DETR's data, optimizer and schedule."""
 
+import inspect
 import logging
 import re
 from collections.abc import Iterator
@@ -47,23 +48,24 @@ class Trainer(DefaultTrainer):
         dicts: list[dict[str, Any]] = []
         if not self._overrides("build_train_loader"):
             dicts = data_checks.check_training_sets(cfg)
-        elif cfg.DATASETS.TRAIN:
+        elif solver.needs_data_size(cfg):
             dicts = data_checks.load_training_sets(cfg)
-        else:
-            solver.check_known_size(cfg)
         cfg = solver.schedule_in_iterations(cfg, len(dicts))
-        with _at_hand(cfg, dicts):
+        with _keep_for_loader(cfg, dicts):
             super().__init__(cfg)
         # Saves memory: the gradients of the last step are freed before the forward pass.
         self._trainer.zero_grad_before_forward = True
 
     @classmethod
     def _overrides(cls, *names: str) -> bool:
-        return any(getattr(cls, name).__func__ is not getattr(Trainer, name).__func__ for name in names)
+        """Whether a subclass has its own version of a method, be it an instance, class or static method."""
+        return any(inspect.getattr_static(cls, name) is not vars(Trainer)[name] for name in names)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """As DefaultTrainer's; fewer checkpoints stay on disk, and of ``Detr`` the best one does."""
+        """As DefaultTrainer's; of a ``Detr`` fewer checkpoints stay on disk, and the best one does."""
         cfg, found = self.cfg, super().build_hooks()
+        if not is_detr(cfg):
+            return found  # type: ignore[no-any-return]
         for i, hook in enumerate(found):
             if type(hook) is hooks.PeriodicCheckpointer:
                 found[i] = PeriodicCheckpointer(
@@ -73,7 +75,7 @@ class Trainer(DefaultTrainer):
                     milestones=cfg.SOLVER.STEPS,
                 )
         after_evaluation = next((i + 1 for i, hook in enumerate(found) if type(hook) is hooks.EvalHook), None)
-        if comm.is_main_process() and is_detr(cfg) and cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD and after_evaluation:
+        if comm.is_main_process() and cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD and after_evaluation:
             metric = evaluation.main_metric(cfg)
             found.insert(after_evaluation, BestCheckpointer(cfg.TEST.EVAL_PERIOD, self.checkpointer, metric))
         return found  # type: ignore[no-any-return]
@@ -166,7 +168,7 @@ def _source(cfg: CfgNode) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _at_hand(cfg: CfgNode, dicts: list[dict[str, Any]]) -> Iterator[None]:
+def _keep_for_loader(cfg: CfgNode, dicts: list[dict[str, Any]]) -> Iterator[None]:
     """Inside, ``build_train_loader`` need not load the training set; afterwards the loader has its own copy."""
     token = _loaded.set((_source(cfg), dicts) if dicts else None)
     try:

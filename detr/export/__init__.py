@@ -125,6 +125,14 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
         check_whole(checkpointer.reinitialized, "this would export")
     else:
         print("WARNING: MODEL.WEIGHTS is empty, so that random weights are exported", file=sys.stderr)
+    methods = ("inference", "preprocess", "postprocess")
+    overridden = [name for name in methods if getattr(type(model), name) is not getattr(Detr, name)]
+    if overridden:
+        print(
+            f"WARNING: {type(model).__name__} overrides {', '.join(overridden)}, which the exported model does not: it "
+            "prepares images and postprocesses as Detr",
+            file=sys.stderr,
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -173,12 +181,14 @@ def _config_of_export(cfg: CfgNode, folder: str) -> CfgNode:
 
 
 def _changed(cfg: CfgNode, defaults: CfgNode) -> CfgNode:
-    found = CfgNode()
+    changed = CfgNode()
     for key, value in cfg.items():
+        if key not in defaults:
+            continue  # a key that a subclass added: the graph has its effect
         if isinstance(value, CfgNode):
             inner = _changed(value, defaults[key])
             if inner:
-                found[key] = inner
+                changed[key] = inner
         elif value != defaults[key]:
-            found[key] = value
-    return found
+            changed[key] = value
+    return changed

@@ -50,7 +50,8 @@ class Postprocessor(nn.Module):
     ) -> None:
         """is_thing: for each of the K classes; stuff is no instance
         score_threshold: instances of a lower score are left out, and their masks are not computed
-        max_detections: the instances of an image that are kept, those of highest score; None for all
+        max_detections: the instances of an image that are kept, those of highest score; None or, as in
+            Detectron2, -1 for all
         panoptic: None for no panoptic map
         """
         super().__init__()
@@ -76,7 +77,7 @@ class Postprocessor(nn.Module):
         once, for the queries that count.
 
         Returns ``instances`` (see ``box_instances``; with ``pred_masks`` (I, height, width) bool where there are
-        masks), and where it is wanted ``panoptic_seg`` (see ``panoptic_segmentation``).
+        masks), and where it is enabled ``panoptic_seg`` (see ``panoptic_segmentation``).
         """
         instances = box_instances(logits, boxes, size)
         chosen = self._choose(instances)
@@ -109,7 +110,7 @@ class Postprocessor(nn.Module):
     def _choose(self, instances: Instances) -> Tensor | None:
         """(Q,) bool: which of an image's instances are kept; None for all of them."""
         scores = instances.scores
-        limited = self.max_detections is not None and len(scores) > self.max_detections
+        limited = self.max_detections is not None and 0 <= self.max_detections < len(scores)
         if not (self.has_stuff or self.score_threshold > 0 or limited):
             return None  # an index by a mask would wait for the GPU
         chosen = scores >= self.score_threshold

@@ -159,7 +159,7 @@ class Transformer(nn.Module):
 
         features, position: (N, d, H, W)
         query_embed: (Q, d)
-        padding: (N, H, W) bool, True = padding, or None
+        key_padding_mask: (N, H, W) bool, True = padding, or None
         return_intermediate: whether the earlier decoder layers are wanted too, for the auxiliary losses
 
         Returns the decoder's outputs (L or 1, N, Q, d) and the memory (N, d, H, W).

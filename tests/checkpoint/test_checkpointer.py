@@ -208,7 +208,9 @@ def test_a_prefix_that_some_keys_have_is_no_prefix(original, tmp_path):
 def test_another_depth_is_told_by_parts(paths, caplog):
     lines, _, _ = warnings_of(caplog, small_config(MODEL__DETR__ENC_LAYERS=2), paths["original"])
     assert len(lines) == 1
-    assert lines[0].startswith("transformer.encoder: 12 of its 24 tensors are re-initialized: transformer.encoder.layers.1.")
+    assert lines[0].startswith(
+        "transformer.encoder: 12 of its 24 tensors are re-initialized: transformer.encoder.layers.1."
+    )
 
 
 def test_weights_that_hold_nothing_are_refused(tmp_path):

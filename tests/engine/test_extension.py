@@ -1,5 +1,7 @@
 """What people who work with Detectron2 do with a plugin: subclass, override, bring their own loop."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from detectron2.config import LazyCall, get_cfg, instantiate
@@ -52,8 +54,9 @@ def test_a_subclass_is_held_to_the_checks_of_detr(shapes_root, run_config):
         Trainer(run_config({"MODEL.META_ARCHITECTURE": "DetrOfAUser", "MODEL.DETR.NUM_CLASSES": 9}))
 
 
-def test_a_subclass_is_exported(run_config, tmp_path):
+def test_a_subclass_with_its_own_key_is_exported(run_config, tmp_path):
     cfg = run_config({"MODEL.META_ARCHITECTURE": "DetrOfAUser"})
+    cfg.MODEL.DETR.OWN_KEY = 3
     export(cfg, str(tmp_path / "exported"), "torchscript")
     assert is_detr(load_config(str(tmp_path / "exported" / "config.yaml"), []))
 
@@ -176,6 +179,14 @@ def test_a_training_set_that_only_the_users_loader_knows(shapes_root, run_config
     assert "bbox" in OwnData(cfg).train()
 
 
+def test_a_loader_may_be_an_instance_method(shapes_root, run_config):
+    class WithInstanceMethod(Trainer):
+        def build_train_loader(self, cfg):
+            return build_detection_train_loader(cfg, mapper=DetrDatasetMapper(cfg, is_train=True))
+
+    assert "bbox" in WithInstanceMethod(run_config()).train()
+
+
 def test_the_training_set_is_loaded_once(shapes_root, run_config, monkeypatch):
     loads, get = [], DatasetCatalog.get
     monkeypatch.setattr(type(DatasetCatalog), "get", lambda self, name: loads.append(name) or get(name))
@@ -192,10 +203,10 @@ def test_an_evaluator_of_the_users_own(shapes_root, run_config):
             self.images += len(inputs)
 
         def evaluate(self):
-            return {"count": {"images": self.images}}
+            return {"count": {"images": self.images}, "flat": 0.5}
 
     cfg = run_config()
-    assert Trainer.test(cfg, build_model(cfg), evaluators=[Count()]) == {"count": {"images": 16}}
+    assert Trainer.test(cfg, build_model(cfg), evaluators=[Count()]) == {"count": {"images": 16}, "flat": 0.5}
 
 
 def test_detectron2s_trainer_says_what_to_use(shapes_root, run_config):
@@ -219,16 +230,32 @@ def test_an_optimizer_that_nobody_set_is_not_ignored_either(tiny_config):
 def test_another_models_config_keeps_detectron2s_optimizer():
     cfg = get_cfg()
     add_detr_config(cfg)
-    assert type(detectron2_build_optimizer(cfg, torch.nn.Linear(2, 2))) is torch.optim.SGD
+    model = torch.nn.Linear(2, 2)
+    assert type(detectron2_build_optimizer(cfg, model)) is torch.optim.SGD
+    assert type(Trainer.build_optimizer(cfg, model)) is torch.optim.SGD
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    assert type(Trainer.build_optimizer(cfg, model)) is torch.optim.AdamW
+
+
+def test_the_backbone_keeps_its_learning_rate_in_a_wrapped_model(tiny_config):
+    cfg = tiny_config({"SOLVER.BACKBONE_MULTIPLIER": 0.1, "SOLVER.BASE_LR": 1.0})
+    model = build_model(cfg)
+    wrapped = torch.nn.Sequential(OrderedDict(_orig_mod=model))  # as torch.compile names it
+    optimizer = build_optimizer(cfg, wrapped)
+    rates = {group["lr"] for group in optimizer.param_groups if group["params"][0] in set(model.backbone.parameters())}
+    assert rates == {0.1}
 
 
 def test_detectron2s_trainer_trains_detr_with_sgd(shapes_root, run_config):
-    cfg = run_config({"SOLVER.OPTIMIZER": "SGD", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "value"})
+    cfg = run_config({"SOLVER.OPTIMIZER": "SGD", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm"})
     cfg.DATASETS.TEST = ()
+    with pytest.raises(InputError, match="CHECKPOINT_PERIOD is not known, since the schedule is in epochs"):
+        DefaultTrainer(cfg)
+    cfg.SOLVER.CHECKPOINT_PERIOD = 100
     trainer = DefaultTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
-    assert trainer.iter == 1
+    assert trainer.iter == 2
 
 
 def test_a_plain_loop_trains(shapes_root, run_config):
@@ -251,7 +278,7 @@ def test_a_plain_loop_trains(shapes_root, run_config):
 
 def test_a_plain_loop_hears_that_the_schedule_is_in_epochs():
     cfg = load_config(str(ROOT / "configs" / "COCO-Detection" / "detr_R_50.yaml"), [])
-    with pytest.raises(InputError, match=r"MAX_EPOCHS is 300: use .*schedule_in_iterations\(cfg, "):
+    with pytest.raises(InputError, match=r"MAX_EPOCHS 300: use .*schedule_in_iterations\(cfg, "):
         range(cfg.SOLVER.MAX_ITER)
     cfg = schedule_in_iterations(cfg, 160)
     assert cfg.SOLVER.MAX_ITER == 3000

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
+from detectron2.engine import HookBase, default_argument_parser
 from detectron2.modeling import build_model
 
 import train_net
@@ -69,6 +69,30 @@ def test_best_is_kept_over_a_resumed_training(shapes_root, run_config, monkeypat
     trainer.resume_or_load(resume=True)
     trainer.train()
     assert torch.load(f"{cfg.OUTPUT_DIR}/model_best.pth", weights_only=True)["iteration"] == 1
+
+
+class Crash(HookBase):
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            raise RuntimeError("crashed")
+
+
+def test_the_best_value_survives_a_crash_after_it_was_saved(shapes_root, run_config, monkeypatch):
+    cfg = run_config({"SOLVER.MAX_ITER": 6, "SOLVER.CHECKPOINT_PERIOD": 100, "TEST.EVAL_PERIOD": 2})
+    results = iter([10.0, 20.0, 15.0])
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model, evaluators=None: _ap(next(results))))
+    trainer = Trainer(cfg)
+    trainer.register_hooks([Crash(iteration=4)])
+    with pytest.raises(RuntimeError, match="crashed"):
+        trainer.train()
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 4
+    resumed.train()
+    assert torch.load(f"{cfg.OUTPUT_DIR}/model_best.pth", weights_only=True)["iteration"] == 3
 
 
 def test_a_final_checkpoint_that_is_best_is_copied(shapes_root, run_config, monkeypatch):

@@ -48,6 +48,7 @@ def test_scores_and_numbers_of_detections_are_limited(masks, tiny_config):
     kept = every.scores.topk(5).indices.sort().values  # in the order of the queries
     assert torch.equal(best.pred_boxes.tensor, every.pred_boxes.tensor[kept])
     assert best.has("pred_masks") == masks
+    assert len(limited(TEST__DETECTIONS_PER_IMAGE=-1)) == len(every)  # as in Detectron2
 
 
 @pytest.mark.parametrize(
