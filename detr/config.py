@@ -59,7 +59,7 @@ def add_detr_config(cfg: CN) -> None:
     cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 100  # N; an image with more objects loses the surplus
 
     # A trained box DETR to start from, and to leave as it is, when masks are trained (the wrapper's second
-    # stage): the same as MODEL.WEIGHTS with FREEZE_DETR. Evaluation reads MODEL.WEIGHTS alone.
+    # stage): the same as MODEL.WEIGHTS with FREEZE_DETR. Evaluation only reads MODEL.WEIGHTS.
     cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
 
     # New: "sine" (fixed) or "learned" (two tables of 50 rows, for feature maps up to 50 x 50).

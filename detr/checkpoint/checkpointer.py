@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _STEM = "backbone.stem.conv1.weight"
 _DECODER = "transformer.decoder.norm.weight"
-_ENCODER_NORM = "transformer.encoder.norm.weight"  # of the pre-norm variant alone
+_ENCODER_NORM = "transformer.encoder.norm.weight"  # only in the pre-norm variant
 
 
 class DetrCheckpointer(DetectionCheckpointer):

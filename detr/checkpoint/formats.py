@@ -66,7 +66,7 @@ class Conversion:
 
 
 def recognize(state: Mapping[str, object]) -> Format | None:
-    """The format that the keys speak of; None for those that are no DETR and no ResNet."""
+    """The format with these keys; None for a state dict that is no DETR and no ResNet."""
 
     def has(*starts: str) -> bool:
         return any(key.startswith(starts) for key in state)
@@ -140,7 +140,7 @@ def from_detectron2(state: Mapping[str, Tensor], target: Format, *, coco: bool =
         )
     if target.separate_projections:
         expanded = _split_projections(expanded)
-    what = f"the kind {target.title}, where only ResNets have a place, and pre-norm in the original alone"
+    what = f"the kind {target.title}, which only has ResNets, and pre-norm only in the original format"
     renamed = _renamed(expanded, lambda key: names.translate(key, target.rules, backwards=True), what)
     return Conversion(renamed, DETECTRON2, coco, lines)
 

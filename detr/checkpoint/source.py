@@ -115,7 +115,7 @@ def _info_of_transformers(path: str, config: Mapping[str, Any]) -> CheckpointInf
     for key, (value, section) in here.items():
         if section.get(key, value) != value:
             raise InputError(
-                f"the config.json beside {path} has {key} {section[key]!r}: DETR here has {value!r} alone, so that "
+                f"the config.json beside {path} has {key} {section[key]!r}: DETR here only has {value!r}, so that "
                 "the weights would mean something else"
             )
     return CheckpointInfo(_dilation(config, backbone), heads, _own_classes(config))

@@ -111,7 +111,7 @@ def _check_panoptic_ids(name: str) -> None:
     separated = name.endswith("_separated")
     raise InputError(
         f"the panoptic data set {name} has the things {shorten(things)} and the stuff {shorten(stuff)} in its "
-        f"metadata's *_dataset_id_to_contiguous_id, and {len(classes)} stuff_classes: Detr wants things as 0, 1, ..., "
+        f"metadata's *_dataset_id_to_contiguous_id, and {len(classes)} stuff_classes: Detr needs things as 0, 1, ..., "
         "stuff after them, and the names of both in stuff_classes"
         + (f", which {name.removesuffix('_separated')} has" if separated else "")
     )

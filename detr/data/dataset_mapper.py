@@ -180,7 +180,7 @@ def size_problem(dataset_dict: dict[str, Any], width: int, height: int) -> str |
         return None
     return (
         f"the image {dataset_dict['file_name']} is {width} x {height} pixels (width x height), but its annotation says "
-        f"{annotated[0]} x {annotated[1]}: boxes would be misplaced; mend one of them"
+        f"{annotated[0]} x {annotated[1]}: boxes would be misplaced; correct one of them"
     )
 
 

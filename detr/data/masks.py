@@ -23,7 +23,7 @@ def check_segmentations(annotations: Sequence[dict[str, Any]], where: str) -> No
         if not has_segmentation(obj):
             raise InputError(
                 f"{where} has an object without a segmentation, and MODEL.MASK_ON is True: annotate it, or set "
-                "MODEL.MASK_ON False for boxes alone"
+                "MODEL.MASK_ON False for boxes only"
             )
 
 
@@ -53,7 +53,7 @@ def rasterize(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarra
     if mask.shape != size:
         raise InputError(
             f"{where} is {width} x {height} pixels (width x height), but the segmentation of an object is for "
-            f"{' x '.join(map(str, reversed(mask.shape)))}: mend its annotation"
+            f"{' x '.join(map(str, reversed(mask.shape)))}: correct its annotation"
         )
     return mask.astype(bool)
 

@@ -61,7 +61,7 @@ def _check_maps(name: str, dicts: Sequence[dict[str, Any]]) -> None:
     path = metadata.panoptic_json
     for x in dicts:
         if any("iscrowd" not in segment for segment in x["segments_info"]):
-            raise InputError(f"{x['file_name']} has a segment without 'iscrowd' in {path}: PQ wants it")
+            raise InputError(f"{x['file_name']} has a segment without 'iscrowd' in {path}: PQ needs it")
     categories = _read_json(name, path).get("categories", [])
     for kind, isthing in (("thing", True), ("stuff", False)):
         known = metadata.get(f"{kind}_dataset_id_to_contiguous_id")
@@ -80,7 +80,7 @@ def _check_categories(name: str, path: str, known: set[int], found: set[int]) ->
     if known != found:
         raise InputError(
             f"{path} of the data set {name} has categories with the ids {shorten(sorted(found))}, but its metadata "
-            f"{shorten(sorted(known))}: mend *_dataset_id_to_contiguous_id or the file"
+            f"{shorten(sorted(known))}: correct *_dataset_id_to_contiguous_id or the file"
         )
 
 

@@ -57,13 +57,13 @@ def segment_masks(x: dict[str, Any], ids: np.ndarray) -> list[np.ndarray]:
     for mask, segment in zip(masks, segments, strict=True):
         if not mask.any():
             raise InputError(
-                f"{path} has no pixel of the segment {segment['id']} that its JSON lists: mend one of them"
+                f"{path} has no pixel of the segment {segment['id']} that its JSON lists: correct one of them"
             )
         known |= mask
     if not known.all():
         raise InputError(
             f"{path} has pixels of the segments {_shorten(np.unique(ids[~known]).tolist())}, which its JSON does "
-            f"not list: mend one of them ({VOID} stands for pixels of no segment)"
+            f"not list: correct one of them ({VOID} stands for pixels of no segment)"
         )
     return masks
 
@@ -95,7 +95,7 @@ def png_size_problem(dataset_dict: dict[str, Any], png: tuple[int, int], image: 
         return None
     return (
         f"{dataset_dict['pan_seg_file_name']} is {png[0]} x {png[1]} pixels (width x height), but its image "
-        f"{dataset_dict['file_name']} is {image[0]} x {image[1]}: mend one of them"
+        f"{dataset_dict['file_name']} is {image[0]} x {image[1]}: correct one of them"
     )
 
 

@@ -59,7 +59,7 @@ def check_measurable(cfg: CfgNode, dataset_name: str) -> None:
     if not MetadataCatalog.get(dataset_name).get("json_file") and not measures_pq(cfg, dataset_name):
         raise InputError(
             f"nothing of the data set {dataset_name} can be measured: it has no json_file with instance annotations "
-            "for AP, and MODEL.DETR.PANOPTIC.ENABLED, which PQ wants, is False; set one of them, or DATASETS.TEST ()"
+            "for AP, and MODEL.DETR.PANOPTIC.ENABLED, which PQ needs, is False; set one of them, or DATASETS.TEST ()"
         )
 
 
@@ -119,7 +119,7 @@ def _tasks(cfg: CfgNode) -> tuple[str, ...] | None:
 class ThingsEvaluator(FastCOCOEvaluator):
     """AP of the things of a panoptic set, for a model whose classes are things and stuff.
 
-    The ground truth is ``json_file``, as for instance data sets. Detectron2's own evaluator wants
+    The ground truth is ``json_file``, as for instance data sets. Detectron2's own evaluator needs
     ``thing_classes`` to hold only things, which is not so in `coco_panoptic_standard`.
     """
 
@@ -152,7 +152,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     rows: dict[str, dict[str, float]] = {}
     for dataset, tasks in results.items():
         for task, metrics in tasks.items():
-            if not isinstance(metrics, Mapping):  # of an evaluator that returns its numbers by metric alone
+            if not isinstance(metrics, Mapping):  # of an evaluator that returns numbers, not dicts
                 rows.setdefault(task, {})[dataset] = metrics
                 continue
             for metric, value in metrics.items():

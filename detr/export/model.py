@@ -112,7 +112,7 @@ class ExportedDetr(BaseDetr):
     ) -> None:
         """network: images (N, 3, H, W) and sizes (N, 2) -> logits (N, Q, K + 1), boxes (N, Q, 4) and, with masks, the
             five tensors of ``SharedMaps``
-        mask_decoder: the rows' maps (see ``SharedMaps.rows``) -> mask logits (R, h, w); None for boxes alone
+        mask_decoder: the rows' maps (see ``SharedMaps.rows``) -> mask logits (R, h, w); None for boxes only
         size_divisibility, padding_constraints: of the backbone
         pixel_mean, pixel_std: of the image's channels, in the range 0..255
         """

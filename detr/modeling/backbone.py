@@ -54,7 +54,7 @@ def _with_lower_stages(cfg: CfgNode) -> CfgNode:
 def freeze_unused(backbone: Backbone, features: Sequence[str], channels: int = 3) -> None:
     """Freezes what feeds none of ``features``, as the other levels of a pyramid; channels: of the image.
 
-    Distributed training waits for the gradient of every trainable parameter, and would wait for theirs for ever.
+    Distributed training waits for the gradient of every trainable parameter, and would never stop waiting for theirs.
     """
     side = 4 * max(backbone.size_divisibility, 32)
     training = backbone.training

@@ -42,7 +42,7 @@ class SetCriterion(nn.Module):
         self.register_buffer("class_weight", class_weight, persistent=False)
 
     def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> tuple[dict[str, Tensor], Matches]:
-        """Weighted losses of all layers, and the matches they stand on.
+        """Weighted losses of all layers, and the matches that they are computed from.
 
         logits: (L, N, Q, K + 1); boxes: (L, N, Q, 4) cxcywh in [0, 1] of the unpadded image
 
@@ -93,7 +93,7 @@ class SetCriterion(nn.Module):
         if targets.masks is None:
             raise ValueError("mask losses need targets with masks")
         rows = zip(mask_logits.split(MASKS_AT_ONCE), matches.target.split(MASKS_AT_ONCE), strict=True)
-        # A dozen maps of the input's size for every object would be kept for the gradient: they are made again.
+        # A dozen maps of the input's size for every object would be kept for the gradient: they are computed again.
         terms = [
             checkpoint(_mask_terms, logits, targets.masks[target], use_reentrant=False, preserve_rng_state=False)
             for logits, target in rows
