@@ -6,12 +6,15 @@ SETUP := PYTHON='$(PYTHON)' PYTHON_CHOSEN='$(filter-out file,$(origin PYTHON))' 
 BIN := .venv/bin
 SCRIPTS := $(wildcard train_net.py converter.py demo.py hubconf.py tools/*.py)
 
-.PHONY: help env oracle demo demo-panoptic test lint bench format clean distclean sweep
+.PHONY: help env oracle demo demo-panoptic test test-fast test-head checkout lint bench format clean distclean sweep
 
 help:
 	@echo 'make demo       trains a small DETR on drawn shapes and shows what it finds'
 	@echo 'make demo-panoptic  the same with masks and panoptic maps'
 	@echo 'make test       runs every test          (ARGS="-k matcher" chooses some)'
+	@echo 'make test-fast  without the slow ones, in less than 3 minutes'
+	@echo 'make test-head D2=/path/to/detectron2   runs every test with the Detectron2 of a checkout; nothing is'
+	@echo '                compiled or installed, its Python sources come before those in .venv'
 	@echo 'make bench      how fast, beside its peers: benchmarks/RESULTS.md, 45 minutes on two cores'
 	@echo '                (ARGS="inference losses" measures some parts, ARGS=--list names them)'
 	@echo 'make lint       ruff and mypy'
@@ -36,6 +39,17 @@ demo-panoptic: env
 
 test: env oracle
 	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: env oracle
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-head: checkout env oracle
+	DETECTRON2_CHECKOUT='$(abspath $(D2))' PYTHONPATH='$(abspath $(D2))' $(BIN)/python -m pytest $(ARGS)
+
+checkout:
+	@test -n '$(D2)' -a -f '$(D2)/detectron2/__init__.py' || { \
+		echo "error: '$(D2)' is no Detectron2 checkout, a folder with detectron2/__init__.py: name one, as in" \
+			"make test-head D2=/path/to/detectron2" >&2; exit 2; }
 
 bench: env oracle
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -7,17 +7,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Before torch is imported. The models are so small that a second thread makes most tests slower, and where other
+# programs use the cores many times slower. A value that the user has set stays.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before detr is imported, which registers `shapes` where this variable points.
 _DATASETS = tempfile.TemporaryDirectory(prefix="detr-tests-")
 os.environ["DETECTRON2_DATASETS"] = _DATASETS.name
 
+import detectron2  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 from detectron2.data.datasets import register_coco_panoptic  # noqa: E402
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata  # noqa: E402
-from detectron2.structures import Boxes, Instances  # noqa: E402
+from detectron2.structures import BitMasks, Boxes, Instances  # noqa: E402
 
 from detr.data.shapes import ensure_shapes  # noqa: E402
 from detr.engine.defaults import load_config  # noqa: E402
@@ -38,6 +42,17 @@ TINY = {
 def as_opts(settings: dict[str, Any]) -> list[str]:
     """KEY VALUE pairs, as on the command line."""
     return [text for key, value in settings.items() for text in (key, str(value))]
+
+
+def pytest_configure() -> None:
+    """Raises UsageError where `make test-head` names another Detectron2 than the one that is tested with."""
+    checkout = os.environ.get("DETECTRON2_CHECKOUT", "")
+    if checkout and not Path(detectron2.__file__).resolve().is_relative_to(Path(checkout).resolve()):
+        raise pytest.UsageError(f"Detectron2 is imported from {detectron2.__file__}, and not from {checkout}")
+
+
+def pytest_report_header() -> str:
+    return f"detectron2 {detectron2.__version__}: {Path(detectron2.__file__).parent}"
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +135,13 @@ def make_input(
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
     return {"image": image, "instances": instances, "height": size[0], "width": size[1]}
+
+
+def with_masks(x: dict[str, Any]) -> dict[str, Any]:
+    """The input with masks that fill its boxes."""
+    truth = x["instances"]
+    masks = torch.zeros(len(truth), *truth.image_size, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, truth.gt_boxes.tensor.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    truth.gt_masks = BitMasks(masks)
+    return x

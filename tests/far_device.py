@@ -1,7 +1,7 @@
-"""A make-believe accelerator: tensors that say they are far away, and a record of what is brought to the host.
+"""A make-believe accelerator: tensors that claim to be on a device, and a record of what is brought to the host.
 
 Values live on the CPU, so that everything is computed for real; but whoever wants a number of a far tensor, or a
-shape that depends on its values, must wait for the device, and is written down.
+shape that depends on its values, must wait for the device, and is recorded.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class FarTensor(Tensor):
 def recording() -> Iterator[list[str]]:
     """Inside, far tensors can be computed with; the list names the operators that waited for the device."""
     waits: list[str] = []
-    with _Computing(waits), _Placing():
+    with _Computing(waits), _Placing(waits):
         yield waits
 
 
@@ -77,8 +77,15 @@ class _Computing(TorchDispatchMode):
 class _Placing(TorchFunctionMode):
     """Whatever is put or made on ``FAR``, without torch asking for the device."""
 
+    def __init__(self, waits: list[str]) -> None:
+        super().__init__()
+        self.waits = waits
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is Tensor.tolist and isinstance(args[0], FarTensor):  # torch refuses it for subclasses
+            self.waits.append("tolist")
+            return args[0].near.tolist()
         if kwargs.get("device") != FAR and FAR not in [x for x in args if isinstance(x, torch.device)]:
             return func(*args, **kwargs)
         is_far = bool(args) and isinstance(args[0], FarTensor)

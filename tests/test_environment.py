@@ -48,7 +48,7 @@ def import_detr_without(blocked):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_without_detectron2_the_message_says_how_to_install_it():
+def test_a_missing_detectron2_is_reported_with_the_remedy():
     result = import_detr_without("detectron2")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]

@@ -44,14 +44,14 @@ def test_the_seven_released_models_are_named():
         ("detr_R_101_panoptic", "detr-r101-panoptic-40021d53.pth", "40021d53", (40.1, 33.0, 45.1)),
     ],
 )
-def test_an_entry_says_what_was_published(name, file, digits, published):
+def test_an_entry_holds_what_was_published(name, file, digits, published):
     entry = model_zoo.entry(name)
     assert (entry.name, entry.url, entry.hash_prefix) == (name, f"https://dl.fbaipublicfiles.com/detr/{file}", digits)
     assert (entry.box_ap, entry.mask_ap, entry.pq) == published
 
 
 @pytest.mark.parametrize("function", [model_zoo.entry, model_zoo.get_config, model_zoo.get])
-def test_an_unknown_name_is_told_with_those_that_come_near(function):
+def test_an_unknown_name_is_reported_with_similar_ones(function):
     with pytest.raises(InputError, match=r"named 'detr_R50_DC5'; did you mean detr_R_50_DC5.*\? There are detr_R_50, "):
         function("detr_R50_DC5")
     with pytest.raises(InputError, match=r"named 'yolo'\. There are detr_R_50, "):

@@ -33,7 +33,7 @@ def test_a_row_has_the_ratio_to_the_first_peer():
     assert not report.row(PARTS["losses"], RESULT, WHERE)["reached"]  # wants 3
 
 
-def test_memory_wants_a_small_share():
+def test_memory_is_judged_by_its_share():
     result = Result({"ours": Sample((300.0,)), "original": Sample((500.0,))}, unit="MiB")
     row = report.row(PARTS["memory"], result, WHERE)
     assert row["ratio"] == pytest.approx(0.6)

@@ -1,4 +1,4 @@
-"""Checkpoints that several tests want: a small original, the same as the wrapper has it, and a malicious one."""
+"""Checkpoints that several tests use: a small original, the same as the wrapper has it, and a malicious one."""
 
 import os
 

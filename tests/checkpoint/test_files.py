@@ -17,39 +17,41 @@ def test_a_training_checkpoint_of_the_original_loads(tmp_path):
     assert content["args"].lr == 1e-4
 
 
-def test_a_malicious_file_is_refused_and_does_nothing(tmp_path):
+def test_a_malicious_file_is_not_run(tmp_path):
     path, target = str(tmp_path / "evil.pth"), tmp_path / "created"
     torch.save({"model": Mkdir(str(target))}, path)
-    with pytest.raises(InputError, match=r"evil\.pth is refused, because it asks for the class posix\.mkdir"):
+    with pytest.raises(InputError, match=r"evil\.pth .* asks for the class posix\.mkdir"):
         load_file(path)
     assert not target.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"not a checkpoint", b"PK\x03\x04 cut off"])
-def test_damaged_files_get_one_line(tmp_path, content):
+CUT = object()  # stands for the first half of a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"bad\.pth"),
+        (b"hello", r"bad\.pth"),
+        (b"PK\x03\x04 cut off", r"bad\.pth"),
+        (CUT, r"bad\.pth cannot be read"),
+        ([1, 2], "holds a list, not a checkpoint's dict"),
+    ],
+    ids=["empty", "text", "zip", "truncated", "list"],
+)
+def test_bad_files_are_reported_in_one_line(tmp_path, content, message):
     path = tmp_path / "bad.pth"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.pth") as error:
+    torch.save({"model": {"a": torch.ones(1000)}} if content is CUT else content, path)
+    if content is CUT:
+        path.write_bytes(path.read_bytes()[:2000])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
         load_file(str(path))
     assert "\n" not in str(error.value)
 
 
-def test_a_truncated_file_gets_one_line(tmp_path):
-    path = tmp_path / "cut.pth"
-    torch.save({"model": {"a": torch.ones(1000)}}, path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(InputError, match=r"cut\.pth cannot be read"):
-        load_file(str(path))
-
-
-def test_a_file_of_another_type_is_told(tmp_path):
-    path = str(tmp_path / "list.pth")
-    torch.save([1, 2], path)
-    with pytest.raises(InputError, match="holds a list, not a checkpoint's dict"):
-        load_file(path)
-
-
-def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "model.pth"
     save_file({"a": 1}, str(path))
     with pytest.raises(Exception, match="pickle"):

@@ -80,7 +80,7 @@ def test_a_key_without_a_name_in_the_target_is_named(ours):
 @pytest.mark.parametrize("key", ["backbone.0.body.layer3.2.conv2.weight", "transformer.decoder.layers.1.linear1.bias",
                                  "transformer.encoder.layers.0.norm1.weight", "bbox_embed.layers.2.bias",
                                  "query_embed.weight", "backbone.0.body.layer2.0.downsample.1.bias"])  # fmt: skip
-def test_what_is_missing_is_found(original, ours, key):
+def test_a_missing_key_is_listed(original, ours, key):
     assert missing_keys(ours) == []
     (lost,) = missing_keys(to_detectron2({k: v for k, v in original.items() if k != key}).state)
     assert torch.equal(ours[lost], original[key])
@@ -91,20 +91,20 @@ def test_half_a_class_head_is_refused(original):
         to_detectron2({key: value for key, value in original.items() if key != "class_embed.bias"})
 
 
-def test_a_key_that_is_no_part_of_ours_is_named(ours):
+def test_an_unknown_key_of_our_own_format_is_named(ours):
     assert to_detectron2(ours | {"backbone.bottom_up.anything": torch.zeros(1)})
     with pytest.raises(InputError, match=r"the first: head\.weight"):
         to_detectron2(ours | {"head.weight": torch.zeros(1)})
 
 
-def test_what_is_left_out_is_told(original):
+def test_ignored_keys_are_reported(original):
     conversion = to_detectron2(original | {"backbone.0.body.bn1.num_batches_tracked": torch.tensor(5)})
     assert len(conversion.state) == len(original)
     assert any("left out: backbone.0.body.bn1.num_batches_tracked" in line for line in conversion.lines)
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
-def test_the_wrapper_is_understood(ours, wrapped, masks):
+def test_weights_of_the_wrapper(ours, wrapped, masks):
     if masks:
         wrapped = {f"detr.{key}": value for key, value in wrapped.items()}
         wrapped |= {"detr.bbox_attention.q_linear.bias": torch.ones(256), "detr.mask_head.lay1.bias": torch.ones(264)}
@@ -117,7 +117,7 @@ def test_the_wrapper_is_understood(ours, wrapped, masks):
     assert [line for line in conversion.lines if "criterion.empty_weight" in line]
 
 
-def test_formats_are_told_apart(original, ours, wrapped):
+def test_formats_are_recognized(original, ours, wrapped):
     assert recognize(original) is formats.ORIGINAL
     assert recognize({f"detr.{key}": 0 for key in original}) is formats.ORIGINAL_MASKS
     assert recognize(ours) is formats.DETECTRON2
@@ -140,7 +140,7 @@ def test_formats_are_told_apart(original, ours, wrapped):
 @pytest.mark.parametrize("num_classes", [THINGS, PANOPTIC, 7])
 @pytest.mark.parametrize("to", ["original", "transformers"])
 @pytest.mark.parametrize("timm", [False, True])
-def test_there_and_back_is_the_identity(ours, num_classes, to, timm):
+def test_a_round_trip_is_the_identity(ours, num_classes, to, timm):
     rows = {"class_embed.weight": torch.randn(num_classes + 1, 256), "class_embed.bias": torch.randn(num_classes + 1)}
     start = ours | rows
     conversion = from_detectron2(start, target_format(start, to, timm=timm))

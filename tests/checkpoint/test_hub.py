@@ -20,8 +20,8 @@ class Site(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Page)
         self.requests: list[str] = []
-        self.sent = len(CONTENT)  # bytes after which it hangs up
-        self.answer = threading.Event()  # what is asked waits for it
+        self.sent = len(CONTENT)  # bytes after which the connection is closed
+        self.answer = threading.Event()  # requests wait for it
         self.answer.set()
 
     def url(self, name: str = "weights.pth") -> str:
@@ -71,7 +71,7 @@ def test_a_file_is_downloaded_once(site, cache):
     assert site.requests == ["/models/weights.pth"]
 
 
-def test_the_place_is_that_of_detectron2s_own_handler(site, cache):
+def test_the_cache_is_shared_with_detectron2s_handler(site, cache):
     theirs = PathManager.get_local_path(site.url("theirs.pth"))
     assert cache_path(site.url("theirs.pth")) == theirs
     assert fetch(site.url("theirs.pth"), HASH) == theirs
@@ -80,7 +80,7 @@ def test_the_place_is_that_of_detectron2s_own_handler(site, cache):
     assert site.requests == ["/models/theirs.pth", "/models/ours.pth"]
 
 
-def test_a_file_put_there_by_hand_needs_no_network(site, cache):
+def test_a_file_copied_into_the_cache_needs_no_network(site, cache):
     path = cache / "models" / "weights.pth"
     path.parent.mkdir()
     path.write_bytes(CONTENT)
@@ -89,7 +89,7 @@ def test_a_file_put_there_by_hand_needs_no_network(site, cache):
     assert [other.name for other in path.parent.iterdir()] == ["weights.pth"]  # a read-only folder would do
 
 
-def test_a_wrong_file_that_is_there_is_refused_and_kept(site, cache):
+def test_a_wrong_file_in_the_cache_is_refused_and_kept(site, cache):
     path = cache / "models" / "weights.pth"
     path.parent.mkdir()
     path.write_bytes(CONTENT[:-1])
@@ -107,7 +107,7 @@ def test_a_download_with_another_hash_is_refused(site, cache):
     assert left_behind(cache) == []
 
 
-def test_an_interrupted_download_leaves_nothing_and_is_started_again(site, cache):
+def test_an_interrupted_download_leaves_nothing_and_starts_again(site, cache):
     site.sent = len(CONTENT) // 2
     with pytest.raises(InputError, match="cut off or altered on its way"):
         fetch(site.url(), HASH)
@@ -117,7 +117,7 @@ def test_an_interrupted_download_leaves_nothing_and_is_started_again(site, cache
     assert left_behind(cache) == ["weights.pth"]
 
 
-def test_a_file_that_is_gone_is_told_in_one_line(site, cache):
+def test_a_missing_file_is_reported_in_one_line(site, cache):
     url = site.url().replace("/models/", "/gone/")
     with pytest.raises(InputError, match=r"HTTP Error 404: Not Found") as error:
         fetch(url, HASH)
@@ -126,16 +126,16 @@ def test_a_file_that_is_gone_is_told_in_one_line(site, cache):
     assert left_behind(cache) == []
 
 
-def test_without_a_network_the_message_says_where_to_put_the_file(cache, monkeypatch):
+def test_without_a_network_the_error_names_the_place_for_the_file(cache, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Site() as server:
-        url = server.url()  # nobody listens there any more
+        url = server.url()  # no longer served
     place = cache / "models" / "weights.pth"
     with pytest.raises(InputError, match=rf"cannot download {url} .*Connection refused.* put it at {place}$"):
         fetch(url, HASH)
 
 
-def test_a_folder_that_cannot_be_written_is_told(site, cache):
+def test_a_folder_that_cannot_be_written_is_reported(site, cache):
     (cache / "models").write_text("a file in the folder's place")
     with pytest.raises(InputError, match=rf"cannot download .*NotADirectoryError.*{cache}/models/weights\.pth"):
         fetch(site.url(), HASH)
@@ -182,6 +182,6 @@ def test_both_kinds_of_names_reach_the_cache_and_the_check(cache, name, place, d
         PathManager.get_local_path(name)
 
 
-def test_an_unknown_name_of_a_released_model_is_told():
+def test_an_unknown_name_of_a_released_model_is_reported():
     with pytest.raises(InputError, match=r"no released model is named 'detr_R50'; did you mean detr_R_50\?"):
         PathManager.get_local_path("detr://detr_R50")

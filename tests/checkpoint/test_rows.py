@@ -29,7 +29,7 @@ def head(rows, queries, value):
     }
 
 
-def test_equal_sizes_stay_as_they_are():
+def test_equal_sizes_are_unchanged():
     state = head(6, 10, 0.0)
     fitted, lines = fit(state, head(6, 10, 1000.0))
     assert lines == []
@@ -62,7 +62,7 @@ def test_queries_are_kept_from_the_first():
     assert "2 more are initialized" in line
 
 
-def test_another_width_is_no_matter_of_rows():
+def test_another_width_is_left_alone():
     narrow = {key: value[..., :2] if value.dim() > 1 else value for key, value in head(5, 10, 1.0).items()}
     state = head(81, 20, 0.0)
     fitted, lines = fit(state, narrow)

@@ -268,7 +268,7 @@ def test_without_hotcoco_the_results_are_the_same(both, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("without_hotcoco")
-def test_a_missing_hotcoco_is_told_before_the_data_are_read(tiny_config):
+def test_a_missing_hotcoco_is_reported_before_the_data_are_read(tiny_config):
     config = tiny_config({"TEST.COCO_BACKEND": "hotcoco", "DATASETS.TEST": "('not_registered',)"})
     with pytest.raises(
         InputError, match=r"^TEST\.COCO_BACKEND is hotcoco, .*: pip install 'hotcoco>=1\.3,<2', or .*auto$"
@@ -276,7 +276,7 @@ def test_a_missing_hotcoco_is_told_before_the_data_are_read(tiny_config):
         check_test_sets(config)
 
 
-def test_a_back_end_that_does_not_exist_is_told_before_the_data_are_read(tiny_config):
+def test_an_unknown_back_end_is_reported_before_the_data_are_read(tiny_config):
     config = tiny_config({"TEST.COCO_BACKEND": "hotcocoa", "DATASETS.TEST": "('not_registered',)"})
     message = r"^TEST\.COCO_BACKEND is 'hotcocoa': set it to auto, hotcoco or pycocotools$"
     with pytest.raises(InputError, match=message):

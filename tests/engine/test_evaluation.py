@@ -65,7 +65,7 @@ def panoptic_config(tiny_config, tmp_path, shapes_root):
     return lambda **settings: tiny_config({**PANOPTIC, "OUTPUT_DIR": tmp_path, **settings})
 
 
-def test_the_truth_has_ap_and_pq_100(panoptic_config):
+def test_the_ground_truth_has_ap_and_pq_100(panoptic_config):
     results = evaluate(build_evaluator(panoptic_config(), "shapes_val_panoptic"), truth())
     assert results.keys() == {"bbox", "segm", "panoptic_seg"}
     assert [results[task]["AP"] for task in ("bbox", "segm")] == pytest.approx([100, 100])
@@ -74,7 +74,7 @@ def test_the_truth_has_ap_and_pq_100(panoptic_config):
     assert results["panoptic_seg"] == pytest.approx(dict.fromkeys(results["panoptic_seg"], 100))
 
 
-def test_mistakes_cost(panoptic_config):
+def test_mistakes_lower_the_numbers(panoptic_config):
     """Masks moved by 4 pixels, boxes left where they are, two things taken for each other, one stuff for another."""
     pairs = truth()
     for _, output in pairs:
@@ -91,7 +91,7 @@ def test_mistakes_cost(panoptic_config):
     assert 30 < results["panoptic_seg"]["PQ_st"] < 90
 
 
-def test_stuff_among_the_instances_counts_for_nothing(panoptic_config):
+def test_stuff_among_the_instances_is_ignored(panoptic_config):
     """A box DETR of stage 1 gives boxes of stuff too."""
     pairs = truth()
     for _, output in pairs:
@@ -119,27 +119,27 @@ def test_a_panoptic_set_has_all_its_evaluators(panoptic_config):
     assert type(boxes) is ThingsEvaluator
 
 
-def test_a_panoptic_set_without_instances_has_pq_alone(panoptic_config):
-    name, other = "without_instances", MetadataCatalog.get("shapes_val_panoptic")
-    MetadataCatalog.get(name).set(**{**other.as_dict(), "name": name, "json_file": None})
-    try:
-        assert type(build_evaluator(panoptic_config(), name)) is COCOPanopticEvaluator
-        with pytest.raises(InputError, match="no evaluator for the data set without_instances"):
-            build_evaluator(panoptic_config(**{"MODEL.DETR.PANOPTIC.ENABLED": False}), name)
-    finally:
-        MetadataCatalog.remove(name)
-
-
-def test_detr_has_no_evaluator_for_semantic_segmentation(panoptic_config):
+@pytest.fixture
+def other_sets():
+    """Names of a panoptic set without instance annotations, and of one for semantic segmentation."""
+    panoptic = MetadataCatalog.get("shapes_val_panoptic").as_dict()
+    MetadataCatalog.get("without_instances").set(**{**panoptic, "name": "without_instances", "json_file": None})
     MetadataCatalog.get("semantic").set(evaluator_type="sem_seg")
-    try:
-        with pytest.raises(InputError, match="no evaluator for the data set semantic of type 'sem_seg'"):
-            build_evaluator(panoptic_config(), "semantic")
-    finally:
-        MetadataCatalog.remove("semantic")
+    yield "without_instances", "semantic"
+    MetadataCatalog.remove("without_instances")
+    MetadataCatalog.remove("semantic")
 
 
-def test_the_truth_of_coco_has_ap_and_pq_100(panoptic_config, coco_panoptic):
+def test_sets_without_instances(panoptic_config, other_sets):
+    without_instances, semantic = other_sets
+    assert type(build_evaluator(panoptic_config(), without_instances)) is COCOPanopticEvaluator
+    with pytest.raises(InputError, match="no evaluator for the data set without_instances"):
+        build_evaluator(panoptic_config(**{"MODEL.DETR.PANOPTIC.ENABLED": False}), without_instances)
+    with pytest.raises(InputError, match="no evaluator for the data set semantic of type 'sem_seg'"):
+        build_evaluator(panoptic_config(), semantic)
+
+
+def test_the_ground_truth_of_coco_has_ap_and_pq_100(panoptic_config, coco_panoptic):
     """133 names are in thing_classes, and 80 categories in the instance annotations."""
     results = evaluate(build_evaluator(panoptic_config(), coco_panoptic), truth(coco_panoptic))
     assert [results[task]["AP"] for task in ("bbox", "segm")] == pytest.approx([100, 100])
@@ -147,7 +147,7 @@ def test_the_truth_of_coco_has_ap_and_pq_100(panoptic_config, coco_panoptic):
     assert results["panoptic_seg"] == pytest.approx(dict.fromkeys(results["panoptic_seg"], 100))
 
 
-def test_a_missing_panopticapi_is_told_with_the_remedy(monkeypatch):
+def test_a_missing_panopticapi_is_reported_with_the_remedy(monkeypatch):
     check_panopticapi()
     monkeypatch.setitem(sys.modules, "panopticapi", None)  # as Python marks a module that cannot be imported
     with pytest.raises(InputError, match=r"pip install --no-deps panopticapi-lite==0\.2\.0"):

@@ -41,7 +41,7 @@ def test_one_stage_and_one_table(shapes_root, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "MODEL.DETR.FROZEN_WEIGHTS"])
-def test_two_stages_leave_the_boxes_as_they_are(key, boxes, tmp_path):
+def test_the_second_stage_leaves_the_box_model_unchanged(key, boxes, tmp_path):
     settings = {**MASKS, key: boxes, "MODEL.DETR.FREEZE_DETR": key == "MODEL.WEIGHTS"}
     train(tmp_path, settings, config=PANOPTIC)
     assert "frozen, and not trained" not in (tmp_path / "log.txt").read_text()
@@ -57,11 +57,11 @@ def test_two_stages_leave_the_boxes_as_they_are(key, boxes, tmp_path):
     assert train(tmp_path / "evaluation", settings, "--eval-only", config=PANOPTIC).keys() >= {"segm", "panoptic_seg"}
 
 
-def test_a_detr_that_is_frozen_and_was_never_trained_is_warned_of(shapes_root, tmp_path):
+def test_freezing_an_untrained_box_model_is_warned_of(shapes_root, tmp_path):
     settings = {**MASKS, "SOLVER.MAX_ITER": 1, "DATASETS.TEST": "()", "MODEL.DETR.FREEZE_DETR": True}
     train(tmp_path, settings, config=PANOPTIC)
-    told = "masks are trained on is frozen, and not trained: there are no weights. Name a trained one"
-    assert told in (tmp_path / "log.txt").read_text()
+    warning = "masks are trained on is frozen, and not trained: there are no weights. Name a trained one"
+    assert warning in (tmp_path / "log.txt").read_text()
 
 
 def test_masks_of_instances_train_on_polygons_and_rles(shapes_root, tmp_path):
@@ -70,49 +70,50 @@ def test_masks_of_instances_train_on_polygons_and_rles(shapes_root, tmp_path):
     assert train(tmp_path, settings, config=PANOPTIC).keys() == {"bbox", "segm"}
 
 
-def test_boxes_alone_are_no_weights_to_evaluate_masks_with(boxes, tmp_path):
-    settings = {**MASKS, "MODEL.WEIGHTS": boxes}
-    with pytest.raises(InputError, match=r"would evaluate random weights, mask_head is re-initialized"):
-        train(tmp_path, settings, "--eval-only", config=PANOPTIC)
-
-
-def spoiled_set(name, change, **metadata):
-    """`shapes_val_panoptic` with its dicts changed, under another name."""
-    dicts = copy.deepcopy(DatasetCatalog.get("shapes_val_panoptic"))
-    change(dicts)
-    DatasetCatalog.register(name, lambda: dicts)
-    known = {**MetadataCatalog.get("shapes_val_panoptic").as_dict(), "name": name, **metadata}
-    MetadataCatalog.get(name).set(**known)
-
-
 @pytest.fixture
-def spoiled():
-    yield "spoiled_panoptic"
-    DatasetCatalog.remove("spoiled_panoptic")
-    MetadataCatalog.remove("spoiled_panoptic")
+def altered_sets(shapes_root):
+    """`shapes_val_panoptic` twice: with pixels that its JSON does not list, and without instance annotations."""
+    known = MetadataCatalog.get("shapes_val_panoptic").as_dict()
+    dicts = copy.deepcopy(DatasetCatalog.get("shapes_val_panoptic"))
+    dicts[3]["segments_info"].pop()
+    DatasetCatalog.register("unlisted_segment", lambda: dicts)
+    MetadataCatalog.get("unlisted_segment").set(**{**known, "name": "unlisted_segment"})
+    DatasetCatalog.register("panoptic_only", lambda: DatasetCatalog.get("shapes_val_panoptic"))
+    MetadataCatalog.get("panoptic_only").set(**{**known, "name": "panoptic_only", "json_file": ""})
+    yield
+    for name in ("unlisted_segment", "panoptic_only"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
-def test_a_png_that_contradicts_its_json_is_told_before_an_evaluation(boxes, spoiled, tmp_path):
-    """PQ would count its pixels wrongly without a word."""
-    spoiled_set(spoiled, lambda dicts: dicts[3]["segments_info"].pop())
-    settings = {**MASKS, "MODEL.WEIGHTS": boxes, "DATASETS.TEST": f"('{spoiled}',)"}
-    with pytest.raises(InputError, match=r"\.png has pixels of the segments \d+, which its JSON does not list"):
-        train(tmp_path, settings, "--eval-only", config=PANOPTIC)
+@pytest.mark.parametrize(
+    ("settings", "flags", "message"),
+    [
+        ({}, ["--eval-only"], "would evaluate random weights, mask_head is re-initialized"),
+        (
+            {"DATASETS.TEST": "('unlisted_segment',)"},
+            ["--eval-only"],
+            r"\.png has pixels of the segments \d+, which its JSON does not list",
+        ),
+        (
+            {**BOXES, "DATASETS.TEST": "('panoptic_only',)"},
+            [],
+            "nothing of the data set panoptic_only can be measured: it has no json_file",
+        ),
+        (
+            {"MODEL.DETR.FROZEN_WEIGHTS": "gone.pth"},
+            [],
+            r"MODEL\.DETR\.FROZEN_WEIGHTS: there is no file or folder gone\.pth",
+        ),
+    ],
+    ids=["weights without masks", "unlisted segment", "nothing to measure", "missing frozen weights"],
+)
+def test_bad_input_is_reported_first(altered_sets, boxes, tmp_path, settings, flags, message):
+    with pytest.raises(InputError, match=message):
+        train(tmp_path, {**MASKS, "MODEL.WEIGHTS": boxes, **settings}, *flags, config=PANOPTIC)
+    assert not list(tmp_path.rglob("*.pth"))
 
 
-def test_a_set_of_which_nothing_can_be_measured_is_told_before_the_training(shapes_root, spoiled, tmp_path):
-    spoiled_set(spoiled, lambda dicts: None, json_file="")
-    with pytest.raises(
-        InputError, match="nothing of the data set spoiled_panoptic can be measured: it has no json_file"
-    ):
-        train(tmp_path, {**BOXES, "DATASETS.TEST": f"('{spoiled}',)"}, config=PANOPTIC)
-
-
-def test_frozen_weights_without_masks_are_passed_over(shapes_root, tmp_path, capsys):
+def test_frozen_weights_without_masks_are_ignored_with_a_warning(shapes_root, tmp_path, capsys):
     train(tmp_path, {**BOXES, "MODEL.DETR.FROZEN_WEIGHTS": "gone.pth"}, config=PANOPTIC)
     assert "MODEL.DETR.FROZEN_WEIGHTS is for masks, and MODEL.MASK_ON is False" in capsys.readouterr().out
-
-
-def test_a_frozen_detr_that_does_not_exist_is_told(shapes_root, tmp_path):
-    with pytest.raises(InputError, match=r"MODEL\.DETR\.FROZEN_WEIGHTS: there is no file or folder gone\.pth"):
-        train(tmp_path, {**MASKS, "MODEL.DETR.FROZEN_WEIGHTS": "gone.pth"}, config=PANOPTIC)

@@ -30,7 +30,7 @@ def test_iterations_still_work(tiny_config):
 
 
 @pytest.mark.parametrize("drops", [(5,), (0,), (2, 9)])
-def test_a_drop_outside_the_training_is_told(tiny_config, drops):
+def test_a_drop_outside_the_training_is_reported(tiny_config, drops):
     with pytest.raises(InputError, match=r"must lie between 0 and SOLVER\.MAX_EPOCHS 5"):
         scheduled(tiny_config, 100, MAX_EPOCHS=5, DROP_EPOCHS=drops)
 
@@ -64,6 +64,6 @@ def test_the_whole_gradient_is_clipped_before_the_step(tiny_config):
         assert move.norm().item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_an_unknown_optimizer_is_told(tiny_config):
+def test_an_unknown_optimizer_is_reported(tiny_config):
     with pytest.raises(InputError, match="OPTIMIZER is 'ADAM': it must be one of ADAMW, SGD"):
         build_optimizer(tiny_config({"SOLVER.OPTIMIZER": "ADAM"}), torch.nn.Linear(1, 1))

@@ -60,7 +60,7 @@ def test_masks_of_a_transformer_on_res4_read_it_again(tiny_config):
     assert choose_pyramid(backbone, "res4") == ("res4", "res3", "res2")
 
 
-def test_strides_that_masks_lack_are_told(tiny_config):
+def test_missing_strides_for_masks_are_reported(tiny_config):
     backbone = resnet50(tiny_config, dilation=1)
     with pytest.raises(InputError, match=r"stride 16, 8 and 4, but the backbone gives res4 \(16\), res5 \(32\)"):
         choose_pyramid(backbone, "res5")

@@ -80,27 +80,3 @@ def test_metrics_by_hand(criterion):
     metrics = criterion.metrics(logits, targets, matches)
     assert metrics["class_error"].item() == 50
     assert metrics["cardinality_error"].item() == 0.5
-
-
-def _two_ranks(rank, path, results):
-    """Rank 0 has three objects, rank 1 has none."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    criterion = SetCriterion(matcher=HungarianMatcher(), num_classes=K)
-    count = [3, 0][rank]
-    targets = Targets(
-        torch.zeros(count, dtype=torch.int64), torch.tensor([[0.5, 0.5, 0.2, 0.2]] * count).view(-1, 4), [count]
-    )
-    boxes = torch.tensor([[0.6, 0.5, 0.2, 0.2]] * 3).view(1, 1, 3, 4)
-    losses, _ = criterion(torch.zeros(1, 1, 3, K + 1), boxes, targets)
-    results[rank] = losses["loss_bbox"].item()
-    torch.distributed.destroy_process_group()
-
-
-def test_the_number_of_boxes_is_averaged_over_the_ranks(tmp_path):
-    """Three pairs, each 0.1 off, by 3 / 2 boxes a rank: 5 x 0.3 / 1.5 on the first rank, 0 on the second."""
-    context = torch.multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        results = manager.dict()
-        torch.multiprocessing.spawn(_two_ranks, args=(tmp_path / "store", results), nprocs=2)
-        assert results[0] == pytest.approx(1.0)
-        assert results[1] == 0

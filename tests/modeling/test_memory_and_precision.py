@@ -80,7 +80,7 @@ def test_activation_checkpointing_gives_the_same_step_with_less_memory(tiny_conf
     ],
     ids=str,
 )
-def test_values_that_mean_nothing_are_told(tiny_config, settings, message):
+def test_bad_config_values_are_reported(tiny_config, settings, message):
     with pytest.raises(InputError, match=message):
         build(tiny_config, **settings)
 

@@ -91,7 +91,7 @@ def test_stuff_of_a_class_is_one_segment():
     ]
 
 
-def test_stuff_is_what_the_caller_says():
+def test_the_caller_decides_what_is_stuff():
     """The same classes with things and stuff exchanged."""
     found, segments = segment(LEFT_RIGHT_BOTTOM, [CUP, CUP, SEA], stuff_merge="exact", min_area=3, is_thing=~IS_THING)
     assert found == rows("1111 1111 1111 2222")

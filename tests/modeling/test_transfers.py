@@ -1,10 +1,14 @@
-"""What a training step brings to the host: the matching cost, once, for all layers and images."""
+"""A training step brings two things to the host: the matching cost of all layers and images, and the metrics."""
 
 import pytest
 import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import nn
 
 from detr.modeling.criterion import SetCriterion
 from detr.modeling.matcher import HungarianMatcher, Targets
+from tests.conftest import make_input, with_masks
 from tests.far_device import FarTensor, recording
 
 LAYERS, IMAGES, QUERIES, CLASSES = 6, 3, 20, 5
@@ -50,6 +54,29 @@ def test_matching_losses_and_metrics_wait_for_one_transfer():
     assert all(torch.isfinite(x.grad.near).all() for x in outputs)
 
 
+def move_far(model):
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(FarTensor(value.detach()), value.requires_grad))
+        for name, value in module.named_buffers(recurse=False):
+            setattr(module, name, FarTensor(value))
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_a_whole_step_waits_for_the_matching_cost_and_the_metrics(tiny_config, norm):
+    model = build_model(tiny_config({"MODEL.MASK_ON": True, "MODEL.RESNETS.NORM": norm})).train()
+    boxes = [[10.0, 12.0, 50.0, 60.0], [60.0, 20.0, 100.0, 80.0]]
+    inputs = [with_masks(make_input(boxes, [1, 3], size)) for size in ((96, 128), (90, 101))]
+    with recording() as waits, EventStorage() as storage:
+        move_far(model)
+        losses = model(inputs)
+        sum(losses.values()).backward()
+        assert waits == [DOWNLOAD, "tolist"]
+        assert storage.latest().keys() == {"class_error", "cardinality_error"}
+    assert all(loss.near.isfinite() for loss in losses.values())
+    assert all(p.grad.near.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("waiting", "operator"),
     [
@@ -59,6 +86,7 @@ def test_matching_losses_and_metrics_wait_for_one_transfer():
         (lambda x: x[x > 0], "aten.index.Tensor"),
         (lambda x: (x > 0).nonzero(), "aten.nonzero.default"),
         (lambda x: bool(x.any()), "aten.is_nonzero.default"),
+        (lambda x: x.tolist(), "tolist"),
     ],
 )
 def test_waiting_is_noticed(waiting, operator):

@@ -32,7 +32,7 @@ def _oracle_names() -> dict[str, int]:
     return {n: id(m) for n, m in sys.modules.items() if n.split(".")[0] in PACKAGES}
 
 
-def test_a_missing_oracle_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_oracle_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oracle, "ORACLE_ROOT", oracle.ORACLE_ROOT / "missing")
     with pytest.raises(FileNotFoundError, match=r"run `make test`"):
         oracle.load_oracle.__wrapped__()

@@ -1,0 +1,47 @@
+"""Models that are exported once, for all tests of this folder."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
+from tests.lively import build_lively
+from tools import export_model
+
+PANOPTIC = ROOT / "configs" / "quickstart" / "shapes_panoptic.yaml"
+# At this threshold some queries take part in a map, and others do not.
+SETTINGS = {**TINY, "MODEL.DEVICE": "cpu", "MODEL.DETR.PANOPTIC.SCORE_THRESHOLD": 0.35}
+
+
+def save_lively(config: Path, folder: Path, settings: dict[str, Any] = SETTINGS) -> tuple[list[str], Any]:
+    """The KEY VALUE pairs of a lively model, its weights among them, and itself."""
+    model = build_lively(config, settings)
+    weights = str(folder / "lively.pth")
+    torch.save({"model": model.state_dict()}, weights)
+    return [*as_opts(settings), "MODEL.WEIGHTS", weights], model
+
+
+def run(config: Path, format: str, folder: Path, opts: list[Any], *options: str) -> None:
+    """tools/export_model.py, as from the command line."""
+    arguments = ["--config-file", config, "--format", format, "--output", folder, *options, *opts]
+    export_model.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="package")
+def panoptic(tmp_path_factory):
+    return save_lively(PANOPTIC, tmp_path_factory.mktemp("panoptic"))
+
+
+@pytest.fixture(scope="package")
+def boxes(tmp_path_factory):
+    return save_lively(QUICKSTART, tmp_path_factory.mktemp("boxes"))
+
+
+@pytest.fixture(scope="package")
+def scripted(boxes, tmp_path_factory):
+    """The folder of a box model as TorchScript, which is the fastest to make. Tests copy what they damage."""
+    folder = tmp_path_factory.mktemp("scripted") / "exported"
+    run(QUICKSTART, "torchscript", folder, boxes[0])
+    return folder

@@ -1,0 +1,117 @@
+"""A training step on two ranks, against one process that has the images of both."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import create_ddp_model
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from detr.engine.defaults import load_config
+from detr.engine.solver import build_optimizer
+from detr.modeling.matcher import Targets
+from tests.conftest import QUICKSTART, TINY, as_opts, make_input, with_masks
+
+BOXES = [[10.0, 12.0, 50.0, 60.0], [60.0, 20.0, 100.0, 80.0], [5.0, 30.0, 120.0, 90.0]]
+LABELS = [1, 3, 0]
+# Statistics of a batch would differ between one image and two.
+FROZEN_NORMS = {"MODEL.RESNETS.NORM": "FrozenBN"}
+MASKS = {**FROZEN_NORMS, "MODEL.MASK_ON": True}
+MODELS = {
+    "boxes": FROZEN_NORMS,
+    "masks": MASKS,
+    "masks on a frozen box model": {**MASKS, "MODEL.DETR.FREEZE_DETR": True},
+    "masks, recomputed": {**MASKS, "MODEL.DETR.ACTIVATION_CHECKPOINT": ("backbone", "transformer", "mask_head")},
+}
+OBJECTS = [(3, 1), (0, 2), (0, 0)]  # of the two images
+CASES = [(model, objects) for model in MODELS for objects in OBJECTS]
+
+
+def config(name):
+    return load_config(str(QUICKSTART), as_opts({**TINY, **MODELS[name]}))
+
+
+def build(name):
+    torch.manual_seed(0)
+    return build_model(config(name)).train()
+
+
+def image_of(rank, count):
+    return with_masks(make_input(BOXES[:count], LABELS[:count], (64, 96), seed=rank))
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def step_of_a_rank(rank: int, folder: str) -> None:
+    """Writes the gradients of every case, and the parameters after a step of the optimizer."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+    )
+    results = []
+    for name, objects in CASES:
+        model = build(name)
+        wrapped = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+        optimizer = build_optimizer(config(name), model)
+        with EventStorage() as storage:
+            losses = wrapped([image_of(rank, objects[rank])])
+            assert {"class_error", "cardinality_error"} <= storage.latest().keys()
+        sum(losses.values()).backward()
+        found = gradients(model)
+        optimizer.step()
+        results.append((found, {name: p.detach() for name, p in model.named_parameters()}))
+    torch.save(results, f"{folder}/{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """For each rank, and each of the cases, gradients and parameters."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(step_of_a_rank, args=(str(folder),), nprocs=2)
+    return [torch.load(Path(folder) / f"{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+def losses_of_one_process(model, objects):
+    """Those of the batch of both images, except that a rank's ``loss_ce`` is a weighted mean over its own queries."""
+    batch = [image_of(rank, count) for rank, count in enumerate(objects)]
+    images = model.preprocess(batch)
+    outputs = model.forward_network(images, return_intermediate=not model.freeze_detr)
+    targets = model.targets(batch, tuple(images.tensor.shape[-2:]))
+    losses = model.losses(outputs, targets)
+    per_rank = []
+    for rank, (labels, boxes) in enumerate(
+        zip(targets.labels.split(targets.sizes), targets.boxes.split(targets.sizes), strict=True)
+    ):
+        logits, of_rank = outputs.logits[:, rank : rank + 1], Targets(labels, boxes, [len(labels)])
+        matches = model.criterion.matcher(logits, outputs.boxes[:, rank : rank + 1], of_rank)
+        per_rank.append(model.criterion.classification_loss(logits, of_rank, matches))
+    others = [value for name, value in losses.items() if not name.startswith("loss_ce")]
+    return sum(others) + torch.stack(per_rank).mean(0).sum()
+
+
+@pytest.mark.parametrize(("case", "name", "objects"), [(i, *case) for i, case in enumerate(CASES)], ids=str)
+def test_gradients_of_two_ranks_are_those_of_one_process_with_both_images(ranks, case, name, objects):
+    model = build(name)
+    losses_of_one_process(model, objects).backward()
+    expected = gradients(model)
+    assert expected.keys() == {key for key, p in model.named_parameters() if p.requires_grad}
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    assert (largest > 0) == (sum(objects) > 0 or not model.freeze_detr)
+    for rank in ranks:
+        found = rank[case][0]
+        assert found.keys() == expected.keys()
+        for key, gradient in expected.items():
+            torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6 * float(largest), msg=key)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_a_step_leaves_both_ranks_with_the_same_parameters(ranks, case):
+    (_, first), (_, second) = (rank[case] for rank in ranks)
+    initial = dict(build(CASES[case][0]).named_parameters())
+    assert first.keys() == second.keys() == initial.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], initial[name]) for name in first)
