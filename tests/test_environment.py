@@ -16,7 +16,7 @@ SETUP_ENV = ROOT / "tools" / "setup_env.sh"
 # import name -> distribution, where they differ
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python-headless"}
 # Says so, and goes on without, where it is not installed.
-USES_TRANSFORMERS = {"engine/verification.py"}
+USES_TRANSFORMERS = {"convert/verification.py"}
 
 BLOCK = """
 import sys
@@ -168,3 +168,12 @@ def test_a_foreign_environment_is_never_touched(checkout):
     assert "was not made by this script" in result.stderr
     assert "kept .venv" in setup_env(checkout, "remove").stdout
     assert precious.read_text() == "home = /somewhere\n"
+
+
+@pytest.mark.parametrize("path", ["", "no_checkout"])
+def test_a_missing_checkout_of_detectron2_is_reported_before_anything_is_built(tmp_path, path):
+    command = ["make", "test-head", f"D2={tmp_path / path if path else ''}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "is no Detectron2 checkout, a folder with detectron2/__init__.py" in result.stderr.splitlines()[0]
+    assert result.stdout == ""
