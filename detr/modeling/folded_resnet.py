@@ -1,13 +1,26 @@
-"""Detectron2's ResNet with its frozen batch norms folded into the convolutions: the same function in less time.
+"""Detectron2's ResNet, faster on a CPU: frozen batch norms become part of the convolutions before them.
 
-A frozen norm is a scale and a shift of each channel, so that it becomes part of its convolution's weight and bias.
-Where no gradient is wanted on a CPU, ReLU and the residual sum join the convolution too, through the oneDNN
-operators that torch's own compiler uses. Parameters, buffers and their names stay: a checkpoint knows nothing of this.
+A frozen norm scales and shifts each channel, so that conv(x, w * scale) + shift gives its output in one pass, to
+which oneDNN can add ReLU and the residual sum. Nothing is decided before a call; each block asks anew:
+
+    folded       on a CPU, where no gradient is wanted, and every convolution of the block is Detectron2's own
+                 ``Conv2d`` without a bias and with a ``FrozenBatchNorm2d``
+    fused        a folded block in float32 or bfloat16, by oneDNN operators that are private to torch; before their
+                 first use they are compared with ``conv2d``, which replaces them if they fail. Not while torch
+                 traces or compiles
+    overwritten  in a stage, the output of one fused block by the next
+    otherwise    Detectron2's forward: where a gradient is wanted, on a GPU, under hooks, and in a block of which a
+                 norm, a convolution or the forward was replaced, wrapped, parametrized or compiled
+
+Parameters, buffers and their names stay. For ResNet-50 at 800 x 1066 on two cores, folding saves 20 % of the time,
+fusing 8 % of the rest, and overwriting 12 % of that. In training, folding was worth 6 %: too little.
 
     N  images, C channels, H x W their size at the layer in question
 """
 
-from collections.abc import Iterator
+import functools
+import itertools
+import logging
 from typing import Any
 
 import torch
@@ -16,99 +29,34 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import Backbone, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.forward_ad import unpack_dual
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def fold_frozen_norms(backbone: Backbone) -> None:
-    """Makes every ResNet inside ``backbone`` a folded one, in place, where its norms are frozen.
+    """Makes every ResNet inside ``backbone`` fold its frozen norms where a call allows it; changes it in place.
 
-    Blocks of other kinds, as deformable ones, and other norms stay as they are.
+    Blocks of other kinds, as deformable ones, stay as they are.
     """
     for resnet in backbone.modules():
         if isinstance(resnet, ResNet):
-            _fold(resnet.stem)
+            for block in resnet.modules():
+                if type(block) in _FOLDED:
+                    block.__class__ = _FOLDED[type(block)]
             for stage in resnet.stages:
-                folded = [_fold(block) for block in stage]
-                if all(folded) and type(stage) is nn.Sequential:
+                if type(stage) is nn.Sequential:
                     stage.__class__ = FoldedStage
-            resnet.to(memory_format=torch.channels_last)  # what oneDNN and cuDNN like best
 
 
 def checkpoint_blocks(backbone: Backbone) -> bool:
-    """Lets folded blocks compute their insides again for the gradient; whether there are any."""
-    blocks = [module for module in backbone.modules() if isinstance(module, _Folded)]
+    """Lets blocks of frozen norms compute their insides again for the gradient. Returns whether there are any."""
+    blocks = [module for module in backbone.modules() if isinstance(module, _Folded) and module.is_foldable()]
     for block in blocks:
         block.checkpointed = True
     return bool(blocks)
-
-
-def _fold(block: nn.Module) -> bool:
-    convolutions = [child for child in block.children() if isinstance(child, nn.Conv2d)]
-    if type(block) not in _FOLDED or not all(_is_foldable(conv) for conv in convolutions):
-        return False
-    for conv in convolutions:
-        conv.__class__ = FoldedConv
-    block.__class__ = _FOLDED[type(block)]
-    return True
-
-
-def _is_foldable(conv: nn.Conv2d) -> bool:
-    plain = type(conv) is Conv2d and conv.bias is None and conv.activation is None and conv.padding_mode == "zeros"
-    return plain and type(conv.norm) is FrozenBatchNorm2d
-
-
-class FoldedConv(Conv2d):
-    """A convolution with the frozen batch norm behind it: conv(x, w * scale) + shift."""
-
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What the norm does to a channel, (C,) each."""
-        norm = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return scale, norm.bias - norm.running_mean * scale
-
-    def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution."""
-        scale, shift = self.scale_and_shift()
-        return (self.weight * scale[:, None, None, None]).to(dtype), shift.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C_in, H, W). Returns the norm's output (N, C, H', W')."""
-        if _is_watched() or _has_hooks(self.norm):
-            return super().forward(x)  # type: ignore[no-any-return]
-        x = x.to(_compute_dtype(x))
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            scale, shift = self.scale_and_shift()
-            geometry = (self.stride, self.padding, self.dilation, self.groups)
-            return _ScaledConvolution.apply(x, self.weight, scale, shift, geometry)  # type: ignore[no-any-return]
-        return F.conv2d(x, *self.folded(x.dtype), self.stride, self.padding, self.dilation, self.groups)
-
-
-class _ScaledConvolution(torch.autograd.Function):
-    """conv(x, w * scale) + shift, of which x and w alone are kept for the gradient, and not their product."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geometry: Any) -> Tensor:
-        return F.conv2d(x, (weight * scale[:, None, None, None]).to(x.dtype), shift.to(x.dtype), *geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, scale, _, ctx.geometry = inputs
-        ctx.save_for_backward(x, weight, scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
-        of_x, of_weight = ctx.needs_input_grad[:2]
-        scale = scale[:, None, None, None]
-        folded = (weight * scale).to(x.dtype)
-        geometry = (stride, padding, dilation, False, (0, 0), groups)  # not transposed
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, x, folded, None, *geometry, (of_x, of_weight, False)
-        )
-        return grad_x, grad_weight.to(weight.dtype) * scale if of_weight else None, None, None, None
 
 
 class _Folded:
@@ -117,34 +65,76 @@ class _Folded:
     # Whether the block's insides are computed again for the gradient instead of being kept.
     checkpointed = False
 
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """overwrite: whether the block may write over x, because nobody else holds it."""
-        if _is_fusible(self, x):  # type: ignore[arg-type]
-            with torch.no_grad():
-                return self.fused(x, overwrite)
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C_in, H, W). Returns (N, C, H', W')."""
+        if self.is_folding(x):
+            return self.folded(x, fused=self.is_fusing(x), overwrite=False)
         plain = super().forward  # type: ignore[misc]
-        if self.checkpointed and torch.is_grad_enabled():
-            return checkpoint(plain, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        if self.checkpointed and torch.is_grad_enabled() and not self._moves_statistics():
+            return checkpoint(plain, x, use_reentrant=False)  # type: ignore[no-any-return]
         return plain(x)  # type: ignore[no-any-return]
 
-    def fused(self, x: Tensor, overwrite: bool) -> Tensor:
+    def folded(self, x: Tensor, fused: bool, overwrite: bool) -> Tensor:
+        """The same by folded convolutions, where ``is_folding``.
+
+        fused: whether by oneDNN's operators; overwrite: whether these may write over x, because nobody else holds it
+        """
         raise NotImplementedError
+
+    def is_foldable(self) -> bool:
+        """Whether all of the block's convolutions are what can be folded, at this moment."""
+        return all(map(_is_foldable, self.children()))  # type: ignore[attr-defined]
+
+    def is_folding(self, x: Tensor) -> bool:
+        """Whether a call with x folds. x: (N, C_in, H, W)"""
+        if x.device.type != "cpu" or _has_global_hooks() or not self.is_foldable():
+            return False
+        tensors = itertools.chain([x], self.parameters(), self.buffers())  # type: ignore[attr-defined]
+        return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+
+    def is_fusing(self, x: Tensor) -> bool:
+        """Whether a folded call with x fuses. x: (N, C_in, H, W)"""
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or x.numel() == 0:
+            return False
+        # These operators know no subclasses, as quantized or fake tensors, and no derivatives in forward mode.
+        weights = self.parameters()  # type: ignore[attr-defined]
+        if type(x) is not Tensor or any(type(weight) is not nn.Parameter for weight in weights):
+            return False
+        if unpack_dual(x).tangent is not None:
+            return False
+        enabled = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+        return enabled and _onednn_agrees(_compute_dtype(x))
+
+    def _moves_statistics(self) -> bool:
+        """Whether a norm counts what it sees, and would count it twice if the block were run again."""
+        return any(isinstance(x, _BatchNorm) and x.training for x in self.modules())  # type: ignore[attr-defined]
 
 
 class FoldedStem(_Folded, BasicStem):
-    def fused(self, x: Tensor, overwrite: bool) -> Tensor:
-        return F.max_pool2d(_convolve(self.conv1, x, relu=True), kernel_size=3, stride=2, padding=1)
+    """The stem, folded where possible. All maps of the ResNet get its layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A training step of a ResNet takes 14 % less time in this layout, on a CPU. In the weights themselves it
+        # would bring no more, and some of torch's tools, such as pruning, fail on them.
+        return super().forward(x.to(memory_format=torch.channels_last))
+
+    def folded(self, x: Tensor, fused: bool, overwrite: bool) -> Tensor:
+        return F.max_pool2d(_convolve(self.conv1, x, fused), kernel_size=3, stride=2, padding=1)
 
 
 class FoldedBasicBlock(_Folded, BasicBlock):
-    def fused(self, x: Tensor, overwrite: bool) -> Tensor:
-        return _add(self, self.conv2, _convolve(self.conv1, x, relu=True), x, overwrite)
+    """The block of ResNet-18 and 34, folded where possible."""
+
+    def folded(self, x: Tensor, fused: bool, overwrite: bool) -> Tensor:
+        return _add(self, self.conv2, _convolve(self.conv1, x, fused), x, fused, overwrite)
 
 
 class FoldedBottleneck(_Folded, BottleneckBlock):
-    def fused(self, x: Tensor, overwrite: bool) -> Tensor:
-        inner = _convolve(self.conv2, _convolve(self.conv1, x, relu=True), relu=True)
-        return _add(self, self.conv3, inner, x, overwrite)
+    """The block of ResNet-50 and larger, folded where possible."""
+
+    def folded(self, x: Tensor, fused: bool, overwrite: bool) -> Tensor:
+        inner = _convolve(self.conv2, _convolve(self.conv1, x, fused), fused)
+        return _add(self, self.conv3, inner, x, fused, overwrite)
 
 
 _FOLDED: dict[type[nn.Module], type[nn.Module]] = {
@@ -155,74 +145,131 @@ _FOLDED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 class FoldedStage(nn.Sequential):
-    """The blocks of a stage: what one of them returns, the next one alone reads, and may write over."""
+    """The blocks of a stage: what a fused one returns is the next one's alone, which may write over it.
+
+    This spares the allocation of a large map for each block.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        # Hooks may keep what they are shown.
-        watched = _is_watched() or any(map(_has_hooks, self))
-        for i, block in enumerate(self):
-            x = block(x, overwrite=i > 0 and not watched)
+        """x: (N, C_in, H, W). Returns (N, C, H', W')."""
+        overwrite = False
+        block: Any
+        for block in self:
+            if _is_fusing(block, x):
+                x, overwrite = block.folded(x, fused=True, overwrite=overwrite), True
+            else:
+                x, overwrite = block(x), False  # any module, which may keep its output
         return x
 
 
-def _convolve(conv: FoldedConv, x: Tensor, relu: bool) -> Tensor:
-    x = x.to(_compute_dtype(x))
-    weight, bias = conv.folded(x.dtype)
-    geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-    return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
-        x, weight, bias, *geometry, "relu" if relu else "none", [], ""
-    )
-
-
-def _add(block: Any, conv: FoldedConv, inner: Tensor, x: Tensor, overwrite: bool) -> Tensor:
-    """relu(conv(inner) + shortcut(x)), written over the shortcut: no further map is allocated."""
-    if block.shortcut is not None:
-        onto = _convolve(block.shortcut, x, relu=False)
-    else:
-        onto = x if overwrite else x.clone()
-        onto = onto.to(inner.dtype)
-    weight, bias = conv.folded(inner.dtype)
-    geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-    return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
-        onto, inner, weight, bias, *geometry, "add", 1.0, "relu", [], ""
-    )
-
-
-def _is_fusible(block: nn.Module, x: Tensor) -> bool:
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
+def _is_fusing(block: Any, x: Tensor) -> bool:
+    """Whether a call of the block with x does nothing else than its fused convolutions."""
+    if type(block) not in _FOLDED.values() or not _is_untouched(block):
         return False
-    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in block.parameters())):
-        return False
-    # Whoever hooks a convolution wants to see it run.
+    return block.is_folding(x) and block.is_fusing(x)  # type: ignore[no-any-return]
+
+
+def _is_foldable(conv: nn.Module) -> bool:
     return (
-        x.numel() > 0
-        and _has_kernel(_compute_dtype(x))
-        and not _is_watched()
-        and not any(map(_has_hooks, _insides(block)))
+        type(conv) is Conv2d  # neither a wrapper nor a parametrized convolution, which is of a class of its own
+        and conv.bias is None
+        and conv.activation is None
+        and isinstance(conv.padding, tuple)
+        and type(conv.norm) is FrozenBatchNorm2d
+        and _is_untouched(conv)
+        and _is_untouched(conv.norm)
     )
 
 
-def _insides(block: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in block.modules() if module is not block)
+def _is_untouched(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's forward and nothing else."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return not hooked and "forward" not in module.__dict__ and True
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _is_watched() -> bool:
-    """Whether there are hooks on all modules."""
+def _has_global_hooks() -> bool:
+    """Whether all modules are hooked, as torch's FlopCounterMode does."""
     return bool(torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks)
 
 
-def _has_kernel(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+def _convolve(conv: Conv2d, x: Tensor, fused: bool, relu: bool = True) -> Tensor:
+    """The convolution, its norm and, if relu, ReLU."""
+    x = x.to(_compute_dtype(x))
+    operator = _onednn if fused else _conv2d
+    return operator(x, *_fold(conv, x.dtype), relu)
+
+
+def _add(block: Any, conv: Conv2d, inner: Tensor, x: Tensor, fused: bool, overwrite: bool) -> Tensor:
+    """relu(conv(inner) + shortcut(x)), the last step of a block with the input x."""
+    if block.shortcut is not None:
+        onto = _convolve(block.shortcut, x, fused, relu=False)
+    else:
+        onto = x.clone(memory_format=torch.channels_last) if fused and not overwrite else x
+    operator = _onednn_add if fused else _conv2d_add
+    return operator(onto.to(inner.dtype), inner, *_fold(conv, inner.dtype))
+
+
+def _fold(conv: Conv2d, dtype: torch.dtype) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    """Weight and bias of the convolution with its norm, and its stride, padding, dilation and groups."""
+    norm = conv.norm
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # (C,)
+    weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+    return weight.to(dtype), bias.to(dtype), (conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, geometry: tuple[Any, ...], relu: bool) -> Tensor:
+    out = F.conv2d(x, weight, bias, *geometry)
+    return out.relu_() if relu else out
+
+
+def _conv2d_add(onto: Tensor, x: Tensor, weight: Tensor, bias: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+    return F.conv2d(x, weight, bias, *geometry).add_(onto).relu_()
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor, geometry: tuple[Any, ...], relu: bool) -> Tensor:
+    x = x.contiguous(memory_format=torch.channels_last)  # in another layout, the next operator lacks bfloat16
+    stride, padding, dilation, groups = geometry
+    return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
+        x, weight, bias, padding, stride, dilation, groups, "relu" if relu else "none", [], ""
+    )
+
+
+def _onednn_add(onto: Tensor, x: Tensor, weight: Tensor, bias: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+    """Writes over ``onto``; both maps in channels_last."""
+    stride, padding, dilation, groups = geometry
+    return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
+        onto, x, weight, bias, padding, stride, dilation, groups, "add", 1.0, "relu", [], ""
+    )
+
+
+@functools.cache
+def _onednn_agrees(dtype: torch.dtype) -> bool:
+    """Whether this torch has the private operators as they are called here, and they give what conv2d gives."""
+    if dtype not in (torch.float32, torch.bfloat16):
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False  # it would be slow
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            shapes = map(torch.Size, [(2, 8, 5, 6), (8, 4, 3, 3), (8,)])
+            x, weight, bias = (torch.arange(s.numel(), device="cpu").sin().view(s).to(dtype) for s in shapes)
+            x = x.contiguous(memory_format=torch.channels_last)
+            geometry = ((1, 1), (2, 2), (2, 2), 2)  # a dilated and grouped convolution that keeps the size of x
+            for relu in (False, True):
+                _check_close(*(operator(x, weight, bias, geometry, relu) for operator in (_onednn, _conv2d)))
+            _check_close(*(operator(x.clone(), x, weight, bias, geometry) for operator in (_onednn_add, _conv2d_add)))
+    except Exception as error:  # whatever is wrong with them, conv2d does the same
+        logger.info(f"conv2d replaces torch's fused oneDNN convolutions, which do not work in {dtype}: {error}")
+        return False
+    return True
+
+
+def _check_close(found: Tensor, expected: Tensor) -> None:
+    tolerance = 8 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        return torch.get_autocast_dtype("cpu")
     return x.dtype
