@@ -184,7 +184,7 @@ def _is_foldable(conv: nn.Module) -> bool:
 def _is_untouched(module: nn.Module) -> bool:
     """Whether a call of the module is its class's forward and nothing else."""
     hooked = module._forward_hooks or module._forward_pre_hooks
-    return not hooked and "forward" not in module.__dict__ and True
+    return not hooked and "forward" not in module.__dict__ and module._compiled_call_impl is None
 
 
 def _has_global_hooks() -> bool:
