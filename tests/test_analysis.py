@@ -68,6 +68,7 @@ def repeated_by_the_authors_mask_head(positions):
     return (QUERIES - 1) * features - levels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORIGINAL)
 def test_the_seven_models(name):
     """fvcore did not see the products of queries and keys: the authors' attention makes them with ``baddbmm``."""
@@ -94,6 +95,7 @@ def test_a_training_step_counted_by_hand():
     assert analysis.training_macs == forward + 2 * (forward - frozen) - inputs
 
 
+@pytest.mark.slow
 def test_the_mask_head_by_hand():
     cfg = load_config(str(PANOPTIC), [])
     every, few = (analyze(cfg, size=(128, 160), queries_kept=n).parts["mask head"].macs for n in (None, 20))
@@ -147,6 +149,7 @@ def test_the_quickstart():
     assert analysis.parts["encoder"].macs == 2 * (64 * 4 * 128 * 128 + 2 * 64 * 64 * 128 + 64 * 2 * 128 * 512)
 
 
+@pytest.mark.slow
 def test_another_backbone():
     features = "['res2', 'res3', 'res4', 'res5']"
     settings = {

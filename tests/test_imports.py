@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing_but_registries():
     code = """
 import sys, json, logging
@@ -14,6 +17,7 @@ stdout, path, modules = sys.stdout, list(sys.path), set(sys.modules)
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 import detectron2.engine, detectron2.evaluation, torchvision, scipy.optimize, safetensors.torch, matplotlib
+import pytest
 from detectron2.solver import build_optimizer
 opened.clear()
 import detr

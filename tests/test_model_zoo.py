@@ -79,6 +79,7 @@ def test_fresh_models_have_the_published_size_and_ask_for_nothing(name, cache):
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_released_weights_give_the_released_model(cache, tmp_path, monkeypatch):
     original, _, _ = lively_original("detr_R_50")
     put_weights("detr_R_50", original_checkpoint(original), tmp_path, monkeypatch)
@@ -100,6 +101,7 @@ def test_another_number_of_classes_starts_a_fresh_head(cache, tmp_path, monkeypa
     assert torch.equal(model.query_embed.weight, released.query_embed.weight)
 
 
+@pytest.mark.slow
 def test_a_built_package_brings_its_configs(tmp_path):
     for name in ("detr", "configs"):
         shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))

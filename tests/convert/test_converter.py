@@ -57,6 +57,7 @@ def test_an_original_output_counts_its_own_classes(source, original, output):
     assert num_rows(output) == 81
 
 
+@pytest.mark.slow
 def test_ninety_one_classes_of_a_custom_transformers_model_are_kept(source, tmp_path, output):
     folder = tmp_path / "hf"
     run(source, folder, "--to", "transformers")
@@ -78,6 +79,7 @@ def test_ninety_one_classes_of_a_custom_transformers_model_are_kept(source, tmp_
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_own_classes_stay_own(original, tmp_path, output):
     """80 classes of an original are not COCO's, which would be 91; and 91 may be a user's own."""
     own = original | {"class_embed.weight": torch.randn(81, 64), "class_embed.bias": torch.randn(81)}
@@ -115,6 +117,7 @@ def test_dilation_is_known_from_a_released_file_name(original, tmp_path):
     assert read(str(tmp_path / "renamed.pth")).info == CheckpointInfo()
 
 
+@pytest.mark.slow
 def test_files_of_transformers_itself(tmp_path, output, monkeypatch):
     """In one file and in several, by torch.save too, on both backbones."""
     import transformers

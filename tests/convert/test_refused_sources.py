@@ -155,6 +155,7 @@ def test_options_that_contradict_each_other(options, message, source, output, ca
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_script_ends_with_one_line(tmp_path):
     command = [sys.executable, "converter.py", "--source_model", "missing.pth", "--output_model", str(tmp_path / "x")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -111,6 +111,7 @@ def test_every_kind_of_annotation_is_there(folder):
 # --- generating them ---
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_and_one_that_is_killed(tmp_path, caplog):
     """One is killed while it writes; of the two that wait for it, one generates the data set for both."""
     code = """
@@ -243,6 +244,7 @@ def test_metadata_agree_with_the_files(register):
         assert (metadata.stuff_classes[i], metadata.stuff_colors[i]) == (category["name"], category["color"])
 
 
+@pytest.mark.slow
 def test_import_touches_neither_the_data_set_nor_what_generates_it(folder):
     code = """
 import os, sys

@@ -2,6 +2,7 @@
 
 import logging
 
+import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
@@ -39,6 +40,7 @@ def _check_as_rank(rank, store, results):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_main_process_checks_for_all_ranks(tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     with context.Manager() as manager:

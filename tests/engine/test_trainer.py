@@ -30,6 +30,7 @@ def test_a_diverged_training_names_the_losses(shapes_root, run_config):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_training_that_asks_for_cuda_is_refused_with_an_estimate(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config = ROOT / "configs" / "COCO-Detection" / "detr_R_50.yaml"

@@ -256,6 +256,7 @@ def test_metrics_reach_tensorboard(trained):
     assert {"class_error", "cardinality_error", "total_loss", "bbox/AP"} <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_with_one_line(shapes_root, tmp_path):
     """The cause last, status 2, no traceback."""
     command = [sys.executable, "train_net.py", "--config-file", str(QUICKSTART), "--num-gpus", "0"]
@@ -289,6 +290,7 @@ def test_weights_of_another_kind_are_told(shapes_root, tmp_path):
         train(tmp_path / "out", {**TRAINING, "MODEL.WEIGHTS": tmp_path / "other.pth"}, "--eval-only")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--panoptic"]], ids=["boxes", "panoptic"])
 def test_the_quickstart_leaves_its_pictures(flags, shapes_root, tmp_path):
     opts = as_opts({**TRAINING, "SOLVER.MAX_ITER": 4, "TEST.EVAL_PERIOD": 2})

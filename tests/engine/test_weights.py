@@ -39,6 +39,7 @@ def evaluate(yaml, weights, folder):
     return results, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", [False, True], ids=["detection", "segmentation"])
 def test_a_wrapper_yaml_and_a_wrapper_checkpoint_run_unchanged(masks, shapes_root, tmp_path):
     state = small_original(num_classes=4, masks=masks, hidden_dim=128, num_queries=100)

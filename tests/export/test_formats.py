@@ -28,7 +28,10 @@ from tests.lively import assert_same, batch
 BATCHES = [[(96, 128)], [(20, 150)], [(96, 128), (131, 97), (33, 200), (128, 128)]]
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(
+    scope="module",
+    params=["torchscript", *(pytest.param(x, marks=pytest.mark.slow) for x in FORMATS if x != "torchscript")],
+)
 def exported(request, panoptic, tmp_path_factory):
     """The folder of a panoptic model, in each format."""
     folder = tmp_path_factory.mktemp(request.param) / "exported"
@@ -151,6 +154,7 @@ def test_a_box_model_of_another_backbone_and_encoding(tmp_path):
         assert_same(model, eager, sizes)
 
 
+@pytest.mark.slow
 def test_detr_r50_in_full_size(tmp_path):
     config = ROOT / "configs" / "COCO-Detection" / "detr_R_50.yaml"
     opts, eager = save_lively(config, tmp_path, {"MODEL.DEVICE": "cpu"})

@@ -93,6 +93,7 @@ def losses_of_one_process(model, objects):
     return sum(others) + torch.stack(per_rank).mean(0).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name", "objects"), [(i, *case) for i, case in enumerate(CASES)], ids=str)
 def test_gradients_of_two_ranks_are_those_of_one_process_with_both_images(ranks, case, name, objects):
     model = build(name)
@@ -108,6 +109,7 @@ def test_gradients_of_two_ranks_are_those_of_one_process_with_both_images(ranks,
             torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6 * float(largest), msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_a_step_leaves_both_ranks_with_the_same_parameters(ranks, case):
     (_, first), (_, second) = (rank[case] for rank in ranks)

@@ -14,6 +14,7 @@ LABELS = [1, 3]
 STEPS = 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 def test_one_batch_is_memorized(tiny_config, masks):
     """An image with two objects, and one without any."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -19,7 +20,10 @@ from detr.modeling.meta_arch import Detr
 from tests.parity.oracle import lively_original, original_checkpoint, original_targets, sample_image
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-MODELS = ["detr_R_50", "detr_R_50_DC5", "detr_R_101", "detr_R_101_DC5"]
+MODELS = [
+    "detr_R_50",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("detr_R_50_DC5", "detr_R_101", "detr_R_101_DC5")),
+]
 PADDED = [(256, 352), (320, 288)]  # (height, width): a batch in which both images are padded
 SINGLE = [(299, 333)]
 

@@ -14,6 +14,8 @@ from detr.convert.conversion import Request, convert
 from detr.convert.verification import ModelOutputs, compare, run
 from tests.parity.oracle import lively_original, original_checkpoint
 
+pytestmark = pytest.mark.slow
+
 DETECTION = ["detr_R_50", "detr_R_50_DC5", "detr_R_101", "detr_R_101_DC5"]
 PANOPTIC_MODELS = ["detr_R_50_panoptic", "detr_R_50_DC5_panoptic", "detr_R_101_panoptic"]
 

@@ -8,6 +8,8 @@ from detr.modeling.postprocessing import instance_masks
 from tests.parity.oracle import PANOPTIC_CLASSES, kept_rows, lively_original, load_oracle, run_original
 from tests.parity.pairs import config, converted, image_batch
 
+pytestmark = pytest.mark.slow
+
 PADDED = [(160, 224), (197, 131)]  # (height, width): small, since all queries' masks take time in double precision
 SINGLE = [(149, 171)]
 OUTPUT_SIZES = [(320, 448), (120, 80)]  # larger than the input, and smaller

@@ -40,16 +40,20 @@ def test_outputs_of_all_decoder_layers(name):
 def test_outputs_in_single_precision(name):
     """Fresh weights, which amplify little: rounding alone stays within the bounds."""
     original, _, _ = build_original(name)
+    for key, buffer in original.backbone.named_buffers():
+        if key.endswith("bn3.weight"):
+            buffer.mul_(0.2)  # else features grow to 1e5, and their rounding decides where the attention looks
     ours = converted(original, config(name))
     for sizes in (PADDED, SINGLE):
         images = image_batch(sizes, torch.float32)
         with torch.no_grad():
             logits, boxes = run_ours(ours, images)
             expected_logits, expected_boxes = return_intermediate(run_original(original, images))
-        torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=0)
-        torch.testing.assert_close(boxes, expected_boxes, atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits, expected_logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(boxes, expected_boxes, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"pre_norm": True}, {"position_embedding": "learned"}], ids=str)
 def test_outputs_of_the_variants(options):
     pair = make_pair("detr_R_50", **options)
@@ -61,6 +65,7 @@ def test_outputs_of_the_variants(options):
     torch.testing.assert_close(boxes, expected_boxes, atol=1e-9, rtol=0)
 
 
+@pytest.mark.slow
 def test_outputs_do_not_depend_on_the_auxiliary_layers():
     pair = make_pair("detr_R_50")
     images = ImageList.from_tensors(image_batch(PADDED))
@@ -72,6 +77,7 @@ def test_outputs_do_not_depend_on_the_auxiliary_layers():
     torch.testing.assert_close(every[1][-1:], last[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["detr_R_50", "detr_R_50_DC5"])
 @pytest.mark.parametrize("sizes", [[(223, 310), (301, 297)], [(480, 639), (333, 641)], [(64, 64), (65, 67)]], ids=str)
 def test_padding_masks_are_equal(name, sizes):
@@ -92,6 +98,7 @@ def test_padding_masks_are_not_those_of_rounded_up_sizes():
     assert not torch.equal(padding_mask(images, (10, 10)), rounded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sine", "learned"])
 def test_position_encodings_and_masks_after_the_backbone_are_equal(kind):
     pair = make_pair("detr_R_50", position_embedding=kind)
@@ -106,6 +113,7 @@ def test_position_encodings_and_masks_after_the_backbone_are_equal(kind):
     assert torch.equal(position, positions[-1])
 
 
+@pytest.mark.slow
 def test_gradients_of_all_parameters():
     """One backward pass of the whole loss, dropout off."""
     pair = make_pair("detr_R_50", dropout=0.0)

@@ -12,6 +12,8 @@ from PIL import Image
 from detr.convert.reference import PACKAGES, load_original
 from tests.parity import oracle
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["detr_R_50", "detr_R_50_DC5"])
 def lively_model(request: pytest.FixtureRequest) -> Any:

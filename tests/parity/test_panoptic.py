@@ -138,6 +138,7 @@ def scenes_of(model: Any, images: list[Tensor]) -> list[Scene]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image_size", "size", "seed"),
     [((160, 224), (160, 224), 0), ((149, 171), (320, 367), 1), ((157, 222), (45, 61), 2)],
@@ -156,6 +157,7 @@ def test_outputs_of_a_network(network: Any, image_size: Size, size: Size, seed: 
     assert not torch.equal(found[0], ours(scene, image_size, size, stuff_merge="exact")[0])
 
 
+@pytest.mark.slow
 def test_outputs_of_a_network_for_a_padded_batch(network: Any) -> None:
     """The original is right where it is given the masks at the input's size, without the padding."""
     image_sizes, sizes, padded_size = [(160, 131), (117, 224)], [(213, 175), (90, 173)], (160, 224)

@@ -1,5 +1,6 @@
 """Boxes, scores and classes at output size equal the original's."""
 
+import pytest
 import torch
 
 from detr.modeling.postprocessing import box_instances
@@ -7,6 +8,7 @@ from tests.parity.oracle import load_oracle, run_original
 from tests.parity.pairs import PADDED, image_batch, make_pair, return_intermediate
 
 
+@pytest.mark.slow
 def test_boxes_scores_and_classes():
     pair = make_pair("detr_R_50")
     with torch.no_grad():

@@ -45,6 +45,7 @@ def test_sizes_agree_for_many_images():
     assert off_by_one > 50  # else the sizes above cannot tell truncation from rounding
 
 
+@pytest.mark.slow
 def test_training_augmentations_have_the_same_distribution(tmp_path):
     """Kolmogorov-Smirnov on what the random choices decide: sizes, and how much of the image is left."""
     width, height, draws = 160, 120, 500

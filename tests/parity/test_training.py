@@ -1,10 +1,13 @@
 """Five steps of AdamW go the same way as the original's."""
 
+import pytest
 import torch
 
 from detr.engine.solver import build_optimizer
 from tests.parity.oracle import lively_original, run_original
 from tests.parity.pairs import PADDED, config, converted, image_batch, random_targets, run_ours
+
+pytestmark = pytest.mark.slow
 
 
 def test_five_steps_give_the_same_losses():
