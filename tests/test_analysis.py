@@ -85,6 +85,7 @@ def test_the_seven_models(name):
     assert analysis.parts.keys() - {"mask head"} == PARTS
 
 
+@pytest.mark.slow
 def test_a_training_step_counted_by_hand():
     """Backward, a product costs one for each of its factors that needs a gradient."""
     analysis = analyze(load_config(str(R50), []))
@@ -108,6 +109,7 @@ def test_the_mask_head_by_hand():
     assert (every, few) == (image + QUERIES * query, image + 20 * query)
 
 
+@pytest.mark.slow
 def test_the_counts_are_those_of_a_real_step(tiny_masks):
     """With data, matching and losses: FLOPs of a whole training step and of inference."""
     model = build_model(tiny_masks).train()
@@ -188,6 +190,7 @@ def test_what_cannot_be_analyzed_is_told(settings, options, message):
         analyze(load_config(str(R50), as_opts(settings)), **options)
 
 
+@pytest.mark.slow
 def test_the_script_prints_a_table_and_writes_its_numbers(script, tmp_path, capsys):
     path = tmp_path / "numbers.json"
     script.main(["--config-file", str(PANOPTIC), "--size", "256", "320", "--json", str(path),

@@ -233,6 +233,7 @@ def test_a_panoptic_set_registered_as_the_page_says(mine):
     assert len(build_evaluator(cfg, "mine_panoptic")._evaluators) == 2  # AP and PQ
 
 
+@pytest.mark.slow
 def test_the_table_of_a_models_size_is_what_the_tool_prints(capsys):
     analyze_model.main(["--config-file", str(ROOT / "configs" / "COCO-Detection" / "detr_R_50.yaml")])
     assert textwrap.indent(capsys.readouterr().out, "    ") in PAGES["performance.md"]

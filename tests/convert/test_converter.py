@@ -100,6 +100,7 @@ def test_own_classes_stay_own(original, tmp_path, output):
         assert num_rows(output) == rows
 
 
+@pytest.mark.slow
 def test_heads_are_reported_or_given(original, tmp_path, output, capsys):
     torch.save({"model": original}, tmp_path / "plain.pth")
     run(tmp_path / "plain.pth", tmp_path / "hf", "--to", "transformers")
