@@ -172,7 +172,7 @@ def test_a_foreign_environment_is_never_touched(checkout):
 
 @pytest.mark.parametrize("path", ["", "no_checkout"])
 def test_a_missing_checkout_of_detectron2_is_reported_before_anything_is_built(tmp_path, path):
-    command = ["make", "test-head", f"D2={tmp_path / path if path else ''}"]
+    command = ["make", "--no-print-directory", "test-head", f"D2={tmp_path / path if path else ''}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "is no Detectron2 checkout, a folder with detectron2/__init__.py" in result.stderr.splitlines()[0]
