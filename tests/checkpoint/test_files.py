@@ -54,7 +54,7 @@ def test_bad_files_are_reported_in_one_line(tmp_path, content, message):
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "model.pth"
     save_file({"a": 1}, str(path))
-    with pytest.raises(Exception, match="pickle|local object"):
+    with pytest.raises(Exception, match=r"pickle|local object"):
         save_file({"a": lambda: None}, str(path))
     assert load_file(str(path)) == {"a": 1}
     assert os.listdir(tmp_path) == ["model.pth"]
