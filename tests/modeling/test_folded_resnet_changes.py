@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch import nn
@@ -43,6 +43,18 @@ class Adapter(nn.Module):
         out = self.inner(x) * self.gain.to(x.dtype)
         self.seen, self.copies = [x, out], [x.detach().clone(), out.detach().clone()]
         return out
+
+
+class Scaled(Conv2d):
+    """Detectron2's convolution, with a trained gain."""
+
+    def __init__(self, conv):
+        nn.Module.__init__(self)
+        self.__dict__ |= copy.deepcopy(conv).__dict__
+        self.gain = nn.Parameter(torch.tensor(0.75, dtype=torch.float64))
+
+    def forward(self, x):
+        return super().forward(x * self.gain.to(x.dtype))
 
 
 class Doubled(nn.Module):
@@ -88,6 +100,7 @@ def add_input_hook(conv):
 
 CHANGES = {
     "convolutions wrapped": wrap("stem.conv1", "res3.0.conv1", "res3.0.shortcut", "res4.1.conv3"),
+    "convolutions of a subclass": wrap("res3.0.conv1", "res3.0.shortcut", "res4.1.conv3", wrapper=Scaled),
     "blocks wrapped": wrap("stem", "res2.1", "res3.0", "res4.5"),
     "a block removed": wrap("res3.1", wrapper=lambda block: nn.Identity()),
     "parametrized": on_convolutions(lambda conv: parametrize.register_parametrization(conv, "weight", Doubled())),
@@ -227,6 +240,7 @@ def compiler():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_is_the_same(tiny_config, compiler):
     plain = plain_resnet(tiny_config, features=("res3", "res5"))
     resnet = folded(plain)
@@ -239,6 +253,7 @@ def test_a_compiled_backbone_is_the_same(tiny_config, compiler):
     assert_close({name.removeprefix("_orig_mod."): x for name, x in found.items()}, expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_detr_is_the_same(tiny_config, compiler):
     model, images = detr(tiny_config)
     compiled = compiler(model.forward_network)
@@ -257,9 +272,18 @@ def test_a_compiled_detr_is_the_same(tiny_config, compiler):
 
 
 @torch.no_grad()
-def test_compiled_parts_are_the_same(tiny_config, compiler):
+def test_compiled_parts_are_called(tiny_config):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
     plain = plain_resnet(tiny_config)
-    resnet = wrap("res3.1", "res4.1.conv1", wrapper=compiler)(folded(plain))
-    resnet.res2[1].compile(backend="aot_eager")
-    resnet.res2[2].conv1.compile(backend="aot_eager")
+    resnet = wrap("res3.1", "res4.1.conv1", wrapper=functools.partial(torch.compile, backend=backend))(folded(plain))
+    for module in (resnet.stem, resnet.res2[1], resnet.res2[2].conv1, resnet.res3[2].conv2.norm):
+        module.compile(backend=backend)
+    torch.compiler.reset()
     assert_close(resnet(image()), plain(image()))
+    torch.compiler.reset()
+    assert len(compiled) == 6
