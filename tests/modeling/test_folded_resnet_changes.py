@@ -94,6 +94,11 @@ def give_own_forward(module):
     module.forward = lambda x: 0.5 * forward(x)
 
 
+def give_subclass(block):
+    parent = type(block)
+    block.__class__ = type("Halved", (parent,), {"forward": lambda self, x: 0.5 * parent.forward(self, x)})
+
+
 def add_input_hook(conv):
     conv.norm.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 0.5,))
 
@@ -102,6 +107,7 @@ CHANGES = {
     "convolutions wrapped": wrap("stem.conv1", "res3.0.conv1", "res3.0.shortcut", "res4.1.conv3"),
     "convolutions of a subclass": wrap("res3.0.conv1", "res3.0.shortcut", "res4.1.conv3", wrapper=Scaled),
     "blocks wrapped": wrap("stem", "res2.1", "res3.0", "res4.5"),
+    "blocks of a subclass": on("stem", "res3.1", "res3.2")(give_subclass),
     "a block removed": wrap("res3.1", wrapper=lambda block: nn.Identity()),
     "parametrized": on_convolutions(lambda conv: parametrize.register_parametrization(conv, "weight", Doubled())),
     "weights normalized": on_convolutions(parametrizations.weight_norm),
@@ -173,10 +179,12 @@ def test_checkpointed_blocks_count_a_batch_once_and_drop_the_same(tiny_config):
     drop = wrap("res4.1.conv2", wrapper=lambda conv: nn.Sequential(conv, nn.Dropout(0.5)))
     plain = plain_resnet(tiny_config).double()
     for change in (drop, thaw_by_hand):
-        models = [change(folded(plain)) for _ in range(2)]
-        checkpoint_blocks(models[0])
         steps = []
-        for model in models:
+        for checkpointed in (False, True):
+            model = folded(plain)
+            if checkpointed:
+                checkpoint_blocks(model)
+            model = change(model)
             torch.manual_seed(3)
             steps.append(train_step(model))
         assert_close(*steps, 1e-9)
