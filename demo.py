@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
 import detr  # noqa: F401  explains how to install Detectron2 where it is missing
+from detr.data.images import read_image
 from detr.engine.defaults import check_config, load_config
 from detr.errors import InputError, exit_with_one_line
 
@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     failed = 0
     for path, target in zip(paths, targets, strict=True):
         try:
-            image = read_image(path, format="BGR")
-        except Exception as error:  # PIL raises many kinds
-            print(f"{path} is skipped: it cannot be read as an image ({error})", file=sys.stderr)
+            image = read_image(path, "BGR")
+        except InputError as error:
+            print(f"{path} is skipped: {error}", file=sys.stderr)
             failed += 1
             continue
         prediction = predictor(image)

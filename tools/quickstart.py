@@ -19,7 +19,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 
-from detr.data.dataset_mapper import DetrDatasetMapper, read_image
+from detr.data.dataset_mapper import DetrDatasetMapper
+from detr.data.images import read_image
 from detr.data.metadata import is_panoptic
 from detr.data.panoptic_mapper import read_segment_ids
 from detr.data.shapes import ensure_shapes
@@ -136,7 +137,7 @@ def draw_predictions(cfg: CfgNode, model: torch.nn.Module) -> np.ndarray:
     model.eval()
     pairs = []
     for x in chosen:
-        image, (output,) = read_image(x, "RGB"), model([mapper(x)])
+        image, (output,) = read_image(x["file_name"], "RGB"), model([mapper(x)])
         if "panoptic_seg" in output:
             truth = read_segment_ids(x["pan_seg_file_name"]), x["segments_info"]
             pairs.append(truth_beside_panoptic(image, truth, output["panoptic_seg"], metadata))

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from detr.data.boxes import boxes_to_xyxy, check_objects, clip_boxes, has_area
+from detr.data.images import read_image
 from detr.data.masks import check_segmentations, draw_classes, rasterize
 from detr.data.transforms import AnnotatedImage, evaluation_augmentations, training_augmentations, transform_masks
 from detr.errors import InputError
@@ -108,12 +108,12 @@ class DetrDatasetMapper:
         return x
 
     def read(self, x: dict[str, Any]) -> np.ndarray:
-        """The image (H, W, C) uint8 or float32 in 0..255, upright. Raises InputError where it cannot be read.
+        """The image (H, W, C) uint8 or float32 in 0..255, upright. Raises InputError as ``read_image``.
 
-        Override it for files that PIL cannot read and for other channels; MODEL.PIXEL_MEAN and PIXEL_STD then need
-        C values.
+        Override it for files that PIL cannot read, for other ranges of pixels and for other channels; for these,
+        MODEL.PIXEL_MEAN and PIXEL_STD need C values.
         """
-        return read_image(x, self.image_format)
+        return read_image(x["file_name"], self.image_format)
 
     def objects(self, x: dict[str, Any]) -> list[dict[str, Any]]:
         """The objects to learn, in pixels of the image file; x also has the image's height and width.
@@ -156,21 +156,6 @@ def make_instances(
     if masks:
         instances.gt_masks = BitMasks(transform_masks(transforms, [obj["segmentation"] for obj in objects], size))
     return instances
-
-
-def read_image(dataset_dict: dict[str, Any], image_format: str) -> np.ndarray:
-    """The image (H, W, C) uint8, upright (EXIF). Raises InputError that names the file and what to do.
-
-    image_format: as INPUT.FORMAT
-    """
-    path = dataset_dict["file_name"]
-    try:
-        return detection_utils.read_image(path, format=image_format)
-    except Exception as error:  # PIL and the path handlers raise many kinds
-        raise InputError(
-            f"cannot read the image {path} ({type(error).__name__}: {error}): restore the file or take it out of "
-            "the annotations"
-        ) from error
 
 
 def size_problem(dataset_dict: dict[str, Any], width: int, height: int) -> str | None:

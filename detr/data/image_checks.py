@@ -1,4 +1,4 @@
-"""Checks of image files before training: headers of images, and the contents of panoptic PNGs."""
+"""Checks of image files before training: images, and the contents of panoptic PNGs."""
 
 import logging
 import os
@@ -12,22 +12,22 @@ from typing import Any
 from PIL import Image
 
 from detr.data.dataset_mapper import size_problem
+from detr.data.images import range_problem, upright_size
 from detr.data.panoptic_mapper import png_size_problem, read_segment_ids, segment_masks
 from detr.errors import InputError
 
-EXIF_ORIENTATION = 0x0112  # tag; the values 5 to 8 turn an image by 90 degrees
 THREADS = 8  # they wait for files, they do not compute
 
 logger = logging.getLogger(__name__)
 
 
 def check_images(dicts: Sequence[dict[str, Any]], panoptic: bool = False) -> None:
-    """Checks that every image exists and has the size that its dict gives.
+    """Checks that every image exists, can be read and has the size that its dict gives.
 
     panoptic: whether every image has a panoptic PNG, which must exist too and have the image's size
 
-    Only headers are read; a JPEG without an end marker is decoded whole. Raises InputError that names the first
-    bad file.
+    Of a JPEG with an end marker only the header is read; other images are decoded, for else nothing tells that they
+    are cut off. Raises InputError that names the first bad file.
     """
     start = time.perf_counter()
     _check_existence("image", [x["file_name"] for x in dicts])
@@ -35,7 +35,7 @@ def check_images(dicts: Sequence[dict[str, Any]], panoptic: bool = False) -> Non
         _check_existence("panoptic PNG", [x["pan_seg_file_name"] for x in dicts])
     with ThreadPoolExecutor(THREADS) as pool:
         problem = next(filter(None, pool.map(partial(_header_problem, panoptic=panoptic), dicts)), None)
-    logger.info("Checked the headers of %d images in %.1f s", len(dicts), time.perf_counter() - start)
+    logger.info("Checked %d images in %.1f s", len(dicts), time.perf_counter() - start)
     if problem:
         raise InputError(problem)
 
@@ -79,11 +79,13 @@ def _header_problem(x: dict[str, Any], panoptic: bool) -> str | None:
     if "://" in path:
         return None  # would need a download; the mapper checks it when it reads the image
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
-                width, height = height, width
-            if image.format == "JPEG" and not _ends_as_jpeg(path):
+        # Given a path, PIL maps a TIFF that it should turn into memory, and turns it twice.
+        with open(path, "rb") as file, Image.open(file) as image:
+            problem = range_problem(path, image)
+            if problem:
+                return problem
+            width, height = upright_size(image)
+            if not _ends_as_jpeg(path):
                 image.load()  # raises an error where the file is cut off
         problem = size_problem(x, width, height)
         if problem or not panoptic:
@@ -92,7 +94,7 @@ def _header_problem(x: dict[str, Any], panoptic: bool) -> str | None:
         with Image.open(path) as png:
             return png_size_problem(x, png.size, (width, height))
     except Exception as error:  # PIL raises many kinds for broken files
-        reason = str(error).replace(repr(path), "").strip()
+        reason = str(error).replace(f"<_io.BufferedReader name={path!r}>", "").replace(repr(path), "").strip()
         return f"cannot read the image {path} ({reason}): restore the file or take it out of the annotations"
 
 
