@@ -108,6 +108,9 @@ def add_detr_config(cfg: CN) -> None:
     # New: what counts the matches for AP of boxes and masks. "auto": hotcoco where it is installed, else pycocotools;
     # "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
     cfg.TEST.COCO_BACKEND = "auto"
+    # New: evaluate one image of each test set before the first training step. False is for an evaluator that cannot
+    # work on a single image.
+    cfg.TEST.DRY_RUN = True
 
     # New: read the header of every image before training and compare its size with the data set's.
     cfg.DATALOADER.CHECK_IMAGES = True

@@ -29,6 +29,12 @@ from detr.modeling.preprocessing import BaseDetr
 
 # What the tasks of Detectron2's results are called in the table; panoptic numbers speak for themselves.
 TASK_NAMES = {"bbox": "box ", "segm": "mask ", "panoptic_seg": ""}
+# evaluator_type -> the package that Detectron2's evaluator needs, and imports as late as it can
+PACKAGES = {
+    "lvis": "lvis",
+    "cityscapes_instance": "cityscapesscripts",
+    "cityscapes_sem_seg": "cityscapesscripts",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +81,17 @@ def check_panopticapi() -> None:
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator for the ``evaluator_type`` in the data set's metadata; results go to OUTPUT_DIR/inference.
 
-    Raises InputError for a data set without an evaluator, and for a TEST.COCO_BACKEND that cannot be had.
+    Raises InputError for a data set without an evaluator, for a package that is missing, and for a TEST.COCO_BACKEND
+    that cannot be had.
     """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     # A set registered as plain dicts has no type; Detectron2's evaluator writes itself a COCO file then.
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    if kind in PACKAGES and importlib.util.find_spec(PACKAGES[kind]) is None:
+        raise InputError(
+            f"the evaluation of the data set {dataset_name} needs the package {PACKAGES[kind]}, which is not "
+            f"installed: pip install {PACKAGES[kind]}"
+        )
     if kind in ("cityscapes_instance", "cityscapes_sem_seg", "pascal_voc"):
         by_kind = {
             "cityscapes_instance": CityscapesInstanceEvaluator,

@@ -1,4 +1,4 @@
-"""Hooks of a training: which checkpoints stay on disk."""
+"""Hooks of a training: when checkpoints are written, and which stay on disk."""
 
 import logging
 import math
@@ -14,15 +14,31 @@ logger = logging.getLogger(__name__)
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Detectron2's, which keeps the last few checkpoints and those from just before a drop of the learning rate."""
+    """Detectron2's, which saves before every evaluation too, since that may fail.
+
+    It keeps the last few checkpoints and those from just before a drop of the learning rate.
+    """
+
+    period: int
 
     def __init__(
-        self, checkpointer: Checkpointer, period: int, *, max_to_keep: int | None, milestones: Collection[int]
+        self,
+        checkpointer: Checkpointer,
+        period: int,
+        *,
+        max_to_keep: int | None,
+        milestones: Collection[int],
+        evaluation_period: int = 0,
     ) -> None:
-        """max_to_keep: None for all; milestones: iterations, counted from 1, whose checkpoints are never deleted."""
+        """
+        max_to_keep: None for all
+        milestones: iterations, counted from 1, whose checkpoints are never deleted
+        evaluation_period: as EvalHook's; before the last evaluation, the final checkpoint is there anyway
+        """
         super().__init__(checkpointer, period)
         self.max_to_keep: int | None = max_to_keep
         self.milestones = frozenset(milestones)
+        self.evaluation_period = evaluation_period
 
     def before_train(self) -> None:
         super().before_train()
@@ -33,15 +49,16 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
                 self.recent_checkpoints.append(path)
 
     def step(self, iteration: int, **kwargs: Any) -> None:
-        """Saves where the period or a milestone asks for it, and deletes the oldest one that is not to be kept."""
-        if int(iteration) + 1 not in self.milestones:
-            super().step(iteration, **kwargs)
-            return
-        max_to_keep, self.max_to_keep = self.max_to_keep, None
-        if (int(iteration) + 1) % self.period:
-            self.checkpointer.save(f"{self.file_prefix}_{int(iteration):07d}", iteration=int(iteration), **kwargs)
+        """Saves where the period, an evaluation or a milestone asks for it, and deletes the oldest of too many."""
+        done = int(iteration) + 1
+        period, max_to_keep = self.period, self.max_to_keep
+        evaluated = self.evaluation_period > 0 and done % self.evaluation_period == 0 and done != self.max_iter
+        if evaluated or done in self.milestones:
+            self.period = 1
+        if done in self.milestones:
+            self.max_to_keep = None
         super().step(iteration, **kwargs)
-        self.max_to_keep = max_to_keep
+        self.period, self.max_to_keep = period, max_to_keep
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

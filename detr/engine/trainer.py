@@ -22,6 +22,7 @@ from detr.data.metadata import is_panoptic
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine import data_checks, evaluation, solver
 from detr.engine.defaults import check_whole
+from detr.engine.dry_run import evaluate_one_image
 from detr.engine.evaluation import is_detr
 from detr.engine.hooks import BestCheckpointer, PeriodicCheckpointer
 
@@ -73,6 +74,7 @@ class Trainer(DefaultTrainer):
                     hook.period,
                     max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT or None,
                     milestones=cfg.SOLVER.STEPS,
+                    evaluation_period=cfg.TEST.EVAL_PERIOD,
                 )
         after_evaluation = next((i + 1 for i, hook in enumerate(found) if type(hook) is hooks.EvalHook), None)
         if comm.is_main_process() and cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD and after_evaluation:
@@ -94,7 +96,13 @@ class Trainer(DefaultTrainer):
                 )
 
     def train(self) -> dict[str, Any] | None:
-        """Trains, and returns the last evaluation's results where there are any."""
+        """Trains, and returns the last evaluation's results where there are any.
+
+        Before the first step, one image of each test set is evaluated, unless a subclass has its own ``test``.
+        """
+        cfg = self.cfg
+        if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
+            evaluate_one_image(type(self), cfg, self.model)
         super().train()
         return getattr(self, "_last_eval_results", None)
 
