@@ -112,7 +112,7 @@ def add_detr_config(cfg: CN) -> None:
     # work on a single image.
     cfg.TEST.DRY_RUN = True
 
-    # New: read the header of every image before training and compare its size with the data set's.
+    # New: read every image before training (of a JPEG the header) and compare its size with the data set's.
     cfg.DATALOADER.CHECK_IMAGES = True
 
     track((cfg, cfg.SOLVER, cfg.TEST))
