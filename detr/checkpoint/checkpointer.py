@@ -14,6 +14,7 @@ from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.files import load_file, weights_in_folder
 from detr.checkpoint.formats import DETECTRON2
 from detr.checkpoint.hub import local_path
+from detr.checkpoint.resume import check_resume
 from detr.checkpoint.rows import fit
 from detr.checkpoint.source import NOTE, Source, read, source_of
 from detr.errors import InputError
@@ -34,17 +35,34 @@ class DetrCheckpointer(DetectionCheckpointer):
     """
 
     reinitialized: list[str]
+    _resumes = False  # whether a checkpoint without a part is an error
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Raises InputError for weights that cannot be had or read, or that do not belong to this model."""
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's. Raises InputError where a checkpoint to resume from is another model's or lacks a part."""
+        self._resumes = resume and self.has_checkpoint()
+        try:
+            loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
+        finally:
+            self._resumes = False
+        return loaded
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Raises InputError for weights that cannot be had or read, or that do not belong to this model.
+
+        checkpointables: the names of the objects to restore besides the model; None for all that the file holds. An
+            optimizer is restored only where its state fits; before it is known that it does, nothing is changed
+        """
+        known = self.checkpointables.items()
+        self._restored = {name: part for name, part in known if checkpointables is None or name in checkpointables}
         # An exported model has its weights in its graph: there is nothing to load.
         self.reinitialized = [] if path or not self.model.state_dict() else ["there are no weights"]
         if path and "?" not in path:  # Detectron2 reads options behind a ?
             path = local_path(path)
         if path and os.path.isdir(path):
             path = weights_in_folder(path)
+        self._path = path
         try:
-            loaded: dict[str, Any] = super().load(path, *args, **kwargs)
+            loaded: dict[str, Any] = super().load(path, checkpointables)
         finally:
             self._parsed_url_during_load = None  # else Detectron2 refuses the next attempt
         return loaded
@@ -106,6 +124,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         return {"model": conversion.state}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if self._restored and (self._resumes or not self._restored.keys().isdisjoint(checkpoint)):
+            check_resume(self._path, checkpoint, self.model, self._restored)
         if not isinstance(self.model, Detr):
             return super()._load_model(checkpoint)
         own = self.model.state_dict()
