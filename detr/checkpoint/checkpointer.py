@@ -14,9 +14,11 @@ from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.files import load_file, weights_in_folder
 from detr.checkpoint.formats import DETECTRON2
 from detr.checkpoint.hub import local_path
+from detr.checkpoint.options import split_options
 from detr.checkpoint.resume import check_resume
 from detr.checkpoint.rows import fit
 from detr.checkpoint.source import NOTE, Source, read, source_of
+from detr.checkpoint.wrappers import unwrapped_names
 from detr.errors import InputError
 from detr.modeling.meta_arch import Detr
 
@@ -30,12 +32,17 @@ _ENCODER_NORM = "transformer.encoder.norm.weight"  # only in the pre-norm varian
 class DetrCheckpointer(DetectionCheckpointer):
     """Loads DETR checkpoints of every kind into a ``Detr``, besides all that Detectron2 loads.
 
-    A path may be a file, a folder that transformers wrote, a URL, ``detr://NAME`` or ``torchvision://NAME``.
+    A path may be a file, a folder that transformers wrote, a URL, ``detr://NAME`` or ``torchvision://NAME``, with
+    options behind a ``?``.
     What was loaded and what is re-initialized is logged; ``reinitialized`` holds the latter lines of the last load.
     """
 
     reinitialized: list[str]
     _resumes = False  # whether a checkpoint without a part is an error
+
+    def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
+        """As Detectron2's, which unwraps DistributedDataParallel; a compiled model is unwrapped too."""
+        super().__init__(_unwrapped(model), save_dir, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As Detectron2's. Raises InputError where a checkpoint to resume from is another model's or lacks a part."""
@@ -56,11 +63,14 @@ class DetrCheckpointer(DetectionCheckpointer):
         self._restored = {name: part for name, part in known if checkpointables is None or name in checkpointables}
         # An exported model has its weights in its graph: there is nothing to load.
         self.reinitialized = [] if path or not self.model.state_dict() else ["there are no weights"]
-        if path and "?" not in path:  # Detectron2 reads options behind a ?
+        path, self._options = split_options(path)
+        if path:
             path = local_path(path)
         if path and os.path.isdir(path):
             path = weights_in_folder(path)
         self._path = path
+        if self._options.matching_heuristics:
+            path += "?matching_heuristics=True"  # as Detectron2 reads it
         try:
             loaded: dict[str, Any] = super().load(path, checkpointables)
         finally:
@@ -90,7 +100,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         """A pickle of arrays, of Detectron2's model zoo or of Caffe2's."""
         content = load_file(filename)
         if "model" in content and "__author__" in content:
-            source = source_of(filename, content)
+            source = source_of(filename, content, self._options.weights)
             source.rest.clear()
             understood = self._understood(source) if isinstance(self.model, Detr) else None
             return understood or content
@@ -101,17 +111,20 @@ class DetrCheckpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> dict[str, Any]:
         if not isinstance(self.model, Detr):
             return load_file(f)
-        source = read(f)
-        return self._understood(source) or {"model": source.state, **source.rest}
+        # What goes on with an optimizer's state are the weights that it belongs to, never their average.
+        source = read(f, weights="model" if self._resumes else self._options.weights)
+        return self._understood(source) or {**source.rest, "model": source.state}
 
     def _understood(self, source: Source) -> dict[str, Any] | None:
         """The source in Detectron2's form; None where it is in no format of DETR's."""
         if source.format is None:
             return None
         logger.info("%s: %s, %d tensors", source.path, source.format.title, len(source.state))
+        for line in source.lines:
+            logger.info(line)
         _compare(source.info, self.model)
         if source.format is DETECTRON2:
-            return {"model": source.state, **source.rest}
+            return {**source.rest, "model": source.state}
         conversion = source.to_detectron2()
         for line in conversion.lines:
             logger.info(line)
@@ -124,6 +137,10 @@ class DetrCheckpointer(DetectionCheckpointer):
         return {"model": conversion.state}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if isinstance(self.model, Detr):
+            # Parts of the model may be wrapped, as by torch.compile, whether or not they were in the checkpoint.
+            own_names = {name: key for key, name in unwrapped_names(self.model.state_dict()).items()}
+            checkpoint["model"] = {own_names.get(name, name): value for name, value in checkpoint["model"].items()}
         if self._restored and (self._resumes or not self._restored.keys().isdisjoint(checkpoint)):
             check_resume(self._path, checkpoint, self.model, self._restored)
         if not isinstance(self.model, Detr):
@@ -170,11 +187,20 @@ def serve_detectron2() -> None:
     """
 
     def choose(cls: type, model: nn.Module | None = None, *args: Any, **kwargs: Any) -> Any:
-        inner = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
-        ours = cls is DetectionCheckpointer and isinstance(inner, Detr)
+        ours = cls is DetectionCheckpointer and isinstance(_unwrapped(model), Detr)
         return object.__new__(DetrCheckpointer if ours else cls)
 
     DetectionCheckpointer.__new__ = choose
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module that DataParallel, DistributedDataParallel and torch.compile are around."""
+    while True:
+        parallel = isinstance(model, (DataParallel, DistributedDataParallel))
+        inner = model.module if parallel else getattr(model, "_orig_mod", None)
+        if inner is None:
+            return model
+        model = inner
 
 
 def _compare(info: CheckpointInfo, model: Detr) -> None:

@@ -5,7 +5,7 @@ of a source is mapped, is left out for a reason that is reported, or is an error
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -89,9 +89,23 @@ def recognize(state: Mapping[str, object]) -> Format | None:
         return TORCHVISION
     if "stem.conv1.weight" in state and has("res2."):
         return RESNET
-    if has("backbone.") and "query_embed.weight" in state and "class_embed.weight" in state:
+    if (
+        has("backbone.")
+        and not has("backbone.0.backbone.")
+        and "query_embed.weight" in state
+        and "class_embed.weight" in state
+    ):
         return DETECTRON2
     return None
+
+
+def unknown_keys(keys: Iterable[str], kind: Format) -> list[str]:
+    """Those that have no place in a format, not even among the keys that are left out."""
+    return [
+        key
+        for key in keys
+        if names.translate(key, kind.rules) is None and not any(re.fullmatch(pattern, key) for pattern in _LEFT_OUT)
+    ]
 
 
 def to_detectron2(state: Mapping[str, Tensor], *, coco: bool = True, keep_ids: bool = False) -> Conversion:
