@@ -107,6 +107,10 @@ def config_values(state: Mapping[str, Tensor]) -> dict[str, object]:
     depth = _DEPTHS.get((_blocks(state), _has_bottlenecks(state)))
     if depth is not None:
         values["MODEL.RESNETS.DEPTH"] = depth
+    last = "conv3" if _has_bottlenecks(state) else "conv2"
+    for key, name in (("STEM", "backbone.stem.conv1.weight"), ("RES2", f"backbone.res2.0.{last}.weight")):
+        if name in state:
+            values[f"MODEL.RESNETS.{key}_OUT_CHANNELS"] = len(state[name])
     return values
 
 

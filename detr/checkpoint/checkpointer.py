@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from detr.checkpoint.architecture import CheckpointInfo
+from detr.checkpoint.compatibility import check_weights_fit
 from detr.checkpoint.files import load_file, weights_in_folder
 from detr.checkpoint.formats import DETECTRON2
 from detr.checkpoint.hub import local_path
@@ -25,8 +27,6 @@ from detr.modeling.meta_arch import Detr
 logger = logging.getLogger(__name__)
 
 _STEM = "backbone.stem.conv1.weight"
-_DECODER = "transformer.decoder.norm.weight"
-_ENCODER_NORM = "transformer.encoder.norm.weight"  # only in the pre-norm variant
 
 
 class DetrCheckpointer(DetectionCheckpointer):
@@ -39,6 +39,7 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     reinitialized: list[str]
     _resumes = False  # whether a checkpoint without a part is an error
+    _known_format = False  # of the file that is loaded
 
     def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
         """As Detectron2's, which unwraps DistributedDataParallel; a compiled model is unwrapped too."""
@@ -68,7 +69,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             path = local_path(path)
         if path and os.path.isdir(path):
             path = weights_in_folder(path)
-        self._path = path
+        self._path, self._known_format = path, False
         if self._options.matching_heuristics:
             path += "?matching_heuristics=True"  # as Detectron2 reads it
         try:
@@ -117,6 +118,7 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def _understood(self, source: Source) -> dict[str, Any] | None:
         """The source in Detectron2's form; None where it is in no format of DETR's."""
+        self._known_format = source.format is not None
         if source.format is None:
             return None
         logger.info("%s: %s, %d tensors", source.path, source.format.title, len(source.state))
@@ -146,18 +148,20 @@ class DetrCheckpointer(DetectionCheckpointer):
         if not isinstance(self.model, Detr):
             return super()._load_model(checkpoint)
         own = self.model.state_dict()
-        if not checkpoint.get("matching_heuristics"):
-            state = checkpoint["model"]
-            if not any(key in own for key in state):
-                raise InputError(
-                    f"the weights hold nothing for this model: their first keys are {', '.join(list(state)[:3])}; is "
-                    "it a checkpoint of another kind or version?"
-                )
-            checkpoint["model"], lines = fit(state, own)
-            for line in lines:
-                logger.warning(line)
-            self.reinitialized += lines
-            _check_shapes(checkpoint["model"], own)
+        by_heuristics = checkpoint.pop("matching_heuristics", False)
+        if by_heuristics:
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            is_caffe2 = checkpoint.get("__author__") == "Caffe2"
+            checkpoint["model"] = align_and_update_state_dicts(own, checkpoint["model"], c2_conversion=is_caffe2)
+        checkpoint["model"], lines = fit(checkpoint["model"], own)
+        known, partial = self._known_format or by_heuristics, self._options.partial
+        try:
+            check_weights_fit(checkpoint["model"], own, known=known, partial=partial)
+        except InputError as error:
+            raise InputError(f"{self._path}: {error}") from error
+        for line in lines:
+            logger.warning(line)
+        self.reinitialized += lines
         return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
@@ -226,22 +230,6 @@ def _heads(model: Detr) -> int | None:
 def _is_dilated(model: Detr) -> bool:
     res5 = getattr(model.backbone, "res5", None)
     return res5 is not None and hasattr(res5[-1], "conv2") and bool(res5[-1].conv2.dilation[0] > 1)
-
-
-def _check_shapes(state: dict[str, Any], own: dict[str, Any]) -> None:
-    if _DECODER in state and (_ENCODER_NORM in state) != (_ENCODER_NORM in own):
-        raise InputError(
-            f"the weights are of a {'pre' if _ENCODER_NORM in state else 'post'}-norm transformer and the model is the "
-            f"other: results would mean nothing; set MODEL.DETR.PRE_NORM {_ENCODER_NORM in state}"
-        )
-    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
-    if wrong:
-        key = wrong[0]
-        raise InputError(
-            f"{len(wrong)} tensors of the weights have other shapes than the model's, the first: {key}, "
-            f"{tuple(state[key].shape)} in the weights and {tuple(own[key].shape)} here; MODEL.RESNETS and MODEL.DETR "
-            "(HIDDEN_DIM, DIM_FEEDFORWARD) must be those of the weights"
-        )
 
 
 def _part(key: str) -> str:

@@ -124,6 +124,12 @@ def to_detectron2(state: Mapping[str, Tensor], *, coco: bool = True, keep_ids: b
     # Detectron2's backbones may have batch norms that do count.
     any_backbone = source in (DETECTRON2, WRAPPER, WRAPPER_MASKS)
     kept, lines = _without_left_out(state, [_BATCHES] if any_backbone else [])
+    unknown = unknown_keys(kept, source)
+    if len(unknown) * 10 > len(kept):
+        raise InputError(
+            f"in no format that is known here: its keys are like those of the kind {source.title}, but {len(unknown)} "
+            f"of {len(kept)} are not, the first: {', '.join(unknown[:3])}; is it another architecture?"
+        )
     renamed = _renamed(kept, lambda key: names.translate(key, source.rules), f"the kind {source.title}")
     if source.separate_projections:
         renamed = _stack_projections(renamed)

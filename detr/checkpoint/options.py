@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl
 
 from detr.errors import InputError
 
-_FLAGS = ("matching_heuristics",)
+_FLAGS = ("partial", "matching_heuristics")
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Options:
     """What a path asks for."""
 
     weights: str | None = None  # "ema", "model", or the name of one of several; None: what the file's program evaluates
+    partial: bool = False  # whether weights may fill less than half of a part of the model
     matching_heuristics: bool = False  # Detectron2's: finds names by their ends
 
 

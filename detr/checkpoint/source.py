@@ -14,7 +14,7 @@ from torch import Tensor
 from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.files import load_config_json, load_file, weights_in_folder
 from detr.checkpoint.formats import TRANSFORMERS, Conversion, Format, recognize, to_detectron2
-from detr.checkpoint.hub import released_file
+from detr.checkpoint.hub import ZOO, released_file
 from detr.checkpoint.wrappers import choose, unwrapped_names
 from detr.errors import InputError
 
@@ -71,6 +71,11 @@ def source_of(path: str, content: Mapping[str, Any], weights: str | None = None)
             raw = {name: raw[key] for key, name in unwrapped_names(raw).items()}
     rest = {} if key is None else {name: value for name, value in content.items() if name != key}
     state = _checked(path, raw)
+    if {"linear_class.weight", "query_pos", "row_embed", "col_embed"} <= state.keys():
+        raise InputError(
+            f"{path} is of the demo model in the authors' notebook, which is another architecture that no config here "
+            f"has: the released weights of DETR itself are {ZOO}detr_R_50 and, by the same names, those of the configs"
+        )
     source = recognize(state)
     config = load_config_json(path) if source in TRANSFORMERS else {}
     return Source(path, state, source, _info(path, rest, config), rest, lines)

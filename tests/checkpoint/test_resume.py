@@ -107,7 +107,7 @@ def test_other_rows_are_named_with_both_values(saved, run_config):
         ({"MODEL.DETR.PRE_NORM": True}, r"MODEL\.DETR\.PRE_NORM is True here and False"),
         ({"MODEL.DETR.POSITION_EMBEDDING": "learned"}, r"POSITION_EMBEDDING is learned here and sine"),
         ({"MODEL.MASK_ON": True}, r"MODEL\.MASK_ON is True here and False"),
-        ({"MODEL.RESNETS.STEM_OUT_CHANNELS": 24}, r"another one: backbone\.\S+ and \d+ more .* another shape"),
+        ({"MODEL.RESNETS.STEM_OUT_CHANNELS": 24}, r"MODEL\.RESNETS\.STEM_OUT_CHANNELS is 24 here and 16"),
         ({"SOLVER.OPTIMIZER": "SGD"}, r"SOLVER\.OPTIMIZER is SGD here and ADAMW"),
         ({"MODEL.BACKBONE.FREEZE_AT": 2}, r"trains \d+ parameters and this one \d+: MODEL\.BACKBONE\.FREEZE_AT was 0"),
         ({"SOLVER.BACKBONE_MULTIPLIER": 1.0}, r"has 2 groups of parameters .*SOLVER\.BACKBONE_MULTIPLIER"),
