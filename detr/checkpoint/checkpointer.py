@@ -111,6 +111,8 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         if not isinstance(self.model, Detr):
+            if self._options.weights:
+                raise InputError(f"{f}: ?weights={self._options.weights} is for weights of a Detr; leave it out")
             return load_file(f)
         # What goes on with an optimizer's state are the weights that it belongs to, never their average.
         source = read(f, weights="model" if self._resumes else self._options.weights)

@@ -196,6 +196,11 @@ def test_a_path_says_which_weights(options, shift, paths, caplog):
     assert f"?weights={'model' if shift else 'ema'} behind the path takes another" in caplog.text
 
 
+def test_other_models_have_no_choice_of_weights(paths):
+    with pytest.raises(InputError, match=r"\?weights=ema is for weights of a Detr"):
+        DetrCheckpointer(nn.Linear(2, 2)).load(f"{paths[0]}?weights=ema")
+
+
 def test_a_path_with_options_is_checked_before_the_model_is_built(paths, tmp_path):
     path, _, _ = paths
     check_weights(f"{path}?weights=ema")
