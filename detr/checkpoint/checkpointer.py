@@ -69,6 +69,8 @@ class DetrCheckpointer(DetectionCheckpointer):
             path = local_path(path)
         if path and os.path.isdir(path):
             path = weights_in_folder(path)
+        if "?" in path:
+            raise InputError(f"{path} has a ? in its name, where Detectron2 begins to read options: rename the file")
         self._path, self._known_format = path, False
         if self._options.matching_heuristics:
             path += "?matching_heuristics=True"  # as Detectron2 reads it

@@ -218,6 +218,8 @@ def test_a_path_with_options_is_checked_before_the_model_is_built(paths, tmp_pat
     assert f"{path}?weights=ema" == cfg.MODEL.WEIGHTS
     os.rename(path, tmp_path / "odd?name.pth")
     check_weights(str(tmp_path / "odd?name.pth"))
+    with pytest.raises(InputError, match=r"odd\?name\.pth has a \? in its name, .* rename the file"):
+        DetrCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / "odd?name.pth"))
 
 
 def test_a_resumed_training_goes_on_with_its_weights(paths, tiny_config, tmp_path):
