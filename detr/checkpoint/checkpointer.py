@@ -64,7 +64,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         self._restored = {name: part for name, part in known if checkpointables is None or name in checkpointables}
         # An exported model has its weights in its graph: there is nothing to load.
         self.reinitialized = [] if path or not self.model.state_dict() else ["there are no weights"]
-        path, self._options = split_options(path)
+        path, self._options = split_options(path or "")
         if path:
             path = local_path(path)
         if path and os.path.isdir(path):
