@@ -31,6 +31,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--heads", type=_positive, metavar="N", help="attention heads; the tensors do not show them either"
     )
     parser.add_argument("--own-classes", action="store_true", help="80, 91, 133 or 250 classes are not COCO's")
+    parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="of a file with several models: ema, model, or a name that the report lists (an EMA is taken by default)",
+    )
     parser.add_argument("--backbone", choices=BACKBONES, help="for transformers: its own ResNet, or timm's")
     parser.add_argument("--verify", action="store_true", help="run source and output, and compare their outputs")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
@@ -70,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
             dc5=args.dc5,
             heads=args.heads,
             own_classes=args.own_classes,
+            weights=args.weights,
             overwrite=args.overwrite,
             unsafe=args.unsafe_load,
         )

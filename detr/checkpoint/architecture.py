@@ -85,6 +85,35 @@ def architecture(state: Mapping[str, Tensor], info: CheckpointInfo) -> Architect
     )
 
 
+def config_values(state: Mapping[str, Tensor]) -> dict[str, object]:
+    """The config keys that a state dict of a ``Detr`` shows, with their values; fewer where a part is another one."""
+    encoder, decoder = "transformer.encoder.layers.", "transformer.decoder.layers."
+    values: dict[str, object] = {
+        "MODEL.MASK_ON": any(key.startswith("mask_head.") for key in state),
+        "MODEL.DETR.ENC_LAYERS": _count(state, encoder),
+        "MODEL.DETR.DEC_LAYERS": _count(state, decoder),
+        "MODEL.DETR.PRE_NORM": "transformer.encoder.norm.weight" in state,
+        "MODEL.DETR.POSITION_EMBEDDING": "learned" if "position_encoding.row_embed.weight" in state else "sine",
+    }
+    if num_rows(state):
+        values["MODEL.DETR.NUM_CLASSES"] = num_rows(state) - 1
+    for key, name in (
+        ("NUM_OBJECT_QUERIES", QUERY_KEY),
+        ("HIDDEN_DIM", "input_proj.weight"),
+        ("DIM_FEEDFORWARD", f"{decoder}0.linear1.weight"),
+    ):
+        if name in state:
+            values[f"MODEL.DETR.{key}"] = len(state[name])
+    depth = _DEPTHS.get((_blocks(state), _has_bottlenecks(state)))
+    if depth is not None:
+        values["MODEL.RESNETS.DEPTH"] = depth
+    last = "conv3" if _has_bottlenecks(state) else "conv2"
+    for key, name in (("STEM", "backbone.stem.conv1.weight"), ("RES2", f"backbone.res2.0.{last}.weight")):
+        if name in state:
+            values[f"MODEL.RESNETS.{key}_OUT_CHANNELS"] = len(state[name])
+    return values
+
+
 def resnet_depth(state: Mapping[str, Tensor]) -> int:
     """18, 34, 50, 101 or 152. Raises InputError for another backbone."""
     blocks = _blocks(state)

@@ -7,44 +7,75 @@ from collections.abc import Iterable
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from detr.checkpoint.architecture import CheckpointInfo
+from detr.checkpoint.compatibility import check_weights_fit
 from detr.checkpoint.files import load_file, weights_in_folder
 from detr.checkpoint.formats import DETECTRON2
 from detr.checkpoint.hub import local_path
+from detr.checkpoint.options import split_options
+from detr.checkpoint.resume import check_resume
 from detr.checkpoint.rows import fit
 from detr.checkpoint.source import NOTE, Source, read, source_of
+from detr.checkpoint.wrappers import unwrapped_names
 from detr.errors import InputError
 from detr.modeling.meta_arch import Detr
 
 logger = logging.getLogger(__name__)
 
 _STEM = "backbone.stem.conv1.weight"
-_DECODER = "transformer.decoder.norm.weight"
-_ENCODER_NORM = "transformer.encoder.norm.weight"  # only in the pre-norm variant
 
 
 class DetrCheckpointer(DetectionCheckpointer):
     """Loads DETR checkpoints of every kind into a ``Detr``, besides all that Detectron2 loads.
 
-    A path may be a file, a folder that transformers wrote, a URL, ``detr://NAME`` or ``torchvision://NAME``.
+    A path may be a file, a folder that transformers wrote, a URL, ``detr://NAME`` or ``torchvision://NAME``, with
+    options behind a ``?``.
     What was loaded and what is re-initialized is logged; ``reinitialized`` holds the latter lines of the last load.
     """
 
     reinitialized: list[str]
+    _resumes = False  # whether a checkpoint without a part is an error
+    _known_format = False  # of the file that is loaded
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Raises InputError for weights that cannot be had or read, or that do not belong to this model."""
+    def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
+        """As Detectron2's, which unwraps DistributedDataParallel; a compiled model is unwrapped too."""
+        super().__init__(_unwrapped(model), save_dir, **kwargs)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's. Raises InputError where a checkpoint to resume from is another model's or lacks a part."""
+        self._resumes = resume and self.has_checkpoint()
+        try:
+            loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
+        finally:
+            self._resumes = False
+        return loaded
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Raises InputError for weights that cannot be had or read, or that do not belong to this model.
+
+        checkpointables: the names of the objects to restore besides the model; None for all that the file holds. An
+            optimizer is restored only where its state fits; before it is known that it does, nothing is changed
+        """
+        known = self.checkpointables.items()
+        self._restored = {name: part for name, part in known if checkpointables is None or name in checkpointables}
         # An exported model has its weights in its graph: there is nothing to load.
         self.reinitialized = [] if path or not self.model.state_dict() else ["there are no weights"]
-        if path and "?" not in path:  # Detectron2 reads options behind a ?
+        path, self._options = split_options(path or "")
+        if path:
             path = local_path(path)
         if path and os.path.isdir(path):
             path = weights_in_folder(path)
+        if "?" in path:
+            raise InputError(f"{path} has a ? in its name, where Detectron2 begins to read options: rename the file")
+        self._path, self._known_format = path, False
+        if self._options.matching_heuristics:
+            path += "?matching_heuristics=True"  # as Detectron2 reads it
         try:
-            loaded: dict[str, Any] = super().load(path, *args, **kwargs)
+            loaded: dict[str, Any] = super().load(path, checkpointables)
         finally:
             self._parsed_url_during_load = None  # else Detectron2 refuses the next attempt
         return loaded
@@ -72,7 +103,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         """A pickle of arrays, of Detectron2's model zoo or of Caffe2's."""
         content = load_file(filename)
         if "model" in content and "__author__" in content:
-            source = source_of(filename, content)
+            source = source_of(filename, content, self._options.weights)
             source.rest.clear()
             understood = self._understood(source) if isinstance(self.model, Detr) else None
             return understood or content
@@ -82,18 +113,24 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         if not isinstance(self.model, Detr):
+            if self._options.weights:
+                raise InputError(f"{f}: ?weights={self._options.weights} is for weights of a Detr; leave it out")
             return load_file(f)
-        source = read(f)
-        return self._understood(source) or {"model": source.state, **source.rest}
+        # What goes on with an optimizer's state are the weights that it belongs to, never their average.
+        source = read(f, weights="model" if self._resumes else self._options.weights)
+        return self._understood(source) or {**source.rest, "model": source.state}
 
     def _understood(self, source: Source) -> dict[str, Any] | None:
         """The source in Detectron2's form; None where it is in no format of DETR's."""
+        self._known_format = source.format is not None
         if source.format is None:
             return None
         logger.info("%s: %s, %d tensors", source.path, source.format.title, len(source.state))
+        for line in source.lines:
+            logger.info(line)
         _compare(source.info, self.model)
         if source.format is DETECTRON2:
-            return {"model": source.state, **source.rest}
+            return {**source.rest, "model": source.state}
         conversion = source.to_detectron2()
         for line in conversion.lines:
             logger.info(line)
@@ -106,21 +143,29 @@ class DetrCheckpointer(DetectionCheckpointer):
         return {"model": conversion.state}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if isinstance(self.model, Detr):
+            # Parts of the model may be wrapped, as by torch.compile, whether or not they were in the checkpoint.
+            own_names = {name: key for key, name in unwrapped_names(self.model.state_dict()).items()}
+            checkpoint["model"] = {own_names.get(name, name): value for name, value in checkpoint["model"].items()}
+        if self._restored and (self._resumes or not self._restored.keys().isdisjoint(checkpoint)):
+            check_resume(self._path, checkpoint, self.model, self._restored)
         if not isinstance(self.model, Detr):
             return super()._load_model(checkpoint)
         own = self.model.state_dict()
-        if not checkpoint.get("matching_heuristics"):
-            state = checkpoint["model"]
-            if not any(key in own for key in state):
-                raise InputError(
-                    f"the weights hold nothing for this model: their first keys are {', '.join(list(state)[:3])}; is "
-                    "it a checkpoint of another kind or version?"
-                )
-            checkpoint["model"], lines = fit(state, own)
-            for line in lines:
-                logger.warning(line)
-            self.reinitialized += lines
-            _check_shapes(checkpoint["model"], own)
+        by_heuristics = checkpoint.pop("matching_heuristics", False)
+        if by_heuristics:
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            is_caffe2 = checkpoint.get("__author__") == "Caffe2"
+            checkpoint["model"] = align_and_update_state_dicts(own, checkpoint["model"], c2_conversion=is_caffe2)
+        checkpoint["model"], lines = fit(checkpoint["model"], own)
+        known, partial = self._known_format or by_heuristics, self._options.partial
+        try:
+            check_weights_fit(checkpoint["model"], own, known=known, partial=partial)
+        except InputError as error:
+            raise InputError(f"{self._path}: {error}") from error
+        for line in lines:
+            logger.warning(line)
+        self.reinitialized += lines
         return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
@@ -150,11 +195,20 @@ def serve_detectron2() -> None:
     """
 
     def choose(cls: type, model: nn.Module | None = None, *args: Any, **kwargs: Any) -> Any:
-        inner = model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
-        ours = cls is DetectionCheckpointer and isinstance(inner, Detr)
+        ours = cls is DetectionCheckpointer and isinstance(_unwrapped(model), Detr)
         return object.__new__(DetrCheckpointer if ours else cls)
 
     DetectionCheckpointer.__new__ = choose
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module that DataParallel, DistributedDataParallel and torch.compile are around."""
+    while True:
+        parallel = isinstance(model, (DataParallel, DistributedDataParallel))
+        inner = model.module if parallel else getattr(model, "_orig_mod", None)
+        if inner is None:
+            return model
+        model = inner
 
 
 def _compare(info: CheckpointInfo, model: Detr) -> None:
@@ -180,22 +234,6 @@ def _heads(model: Detr) -> int | None:
 def _is_dilated(model: Detr) -> bool:
     res5 = getattr(model.backbone, "res5", None)
     return res5 is not None and hasattr(res5[-1], "conv2") and bool(res5[-1].conv2.dilation[0] > 1)
-
-
-def _check_shapes(state: dict[str, Any], own: dict[str, Any]) -> None:
-    if _DECODER in state and (_ENCODER_NORM in state) != (_ENCODER_NORM in own):
-        raise InputError(
-            f"the weights are of a {'pre' if _ENCODER_NORM in state else 'post'}-norm transformer and the model is the "
-            f"other: results would mean nothing; set MODEL.DETR.PRE_NORM {_ENCODER_NORM in state}"
-        )
-    wrong = [key for key in state if key in own and state[key].shape != own[key].shape]
-    if wrong:
-        key = wrong[0]
-        raise InputError(
-            f"{len(wrong)} tensors of the weights have other shapes than the model's, the first: {key}, "
-            f"{tuple(state[key].shape)} in the weights and {tuple(own[key].shape)} here; MODEL.RESNETS and MODEL.DETR "
-            "(HIDDEN_DIM, DIM_FEEDFORWARD) must be those of the weights"
-        )
 
 
 def _part(key: str) -> str:

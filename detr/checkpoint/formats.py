@@ -5,7 +5,7 @@ of a source is mapped, is left out for a reason that is reported, or is an error
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -89,9 +89,23 @@ def recognize(state: Mapping[str, object]) -> Format | None:
         return TORCHVISION
     if "stem.conv1.weight" in state and has("res2."):
         return RESNET
-    if has("backbone.") and "query_embed.weight" in state and "class_embed.weight" in state:
+    if (
+        has("backbone.")
+        and not has("backbone.0.backbone.")
+        and "query_embed.weight" in state
+        and "class_embed.weight" in state
+    ):
         return DETECTRON2
     return None
+
+
+def unknown_keys(keys: Iterable[str], kind: Format) -> list[str]:
+    """Those that have no place in a format, not even among the keys that are left out."""
+    return [
+        key
+        for key in keys
+        if names.translate(key, kind.rules) is None and not any(re.fullmatch(pattern, key) for pattern in _LEFT_OUT)
+    ]
 
 
 def to_detectron2(state: Mapping[str, Tensor], *, coco: bool = True, keep_ids: bool = False) -> Conversion:
@@ -110,6 +124,12 @@ def to_detectron2(state: Mapping[str, Tensor], *, coco: bool = True, keep_ids: b
     # Detectron2's backbones may have batch norms that do count.
     any_backbone = source in (DETECTRON2, WRAPPER, WRAPPER_MASKS)
     kept, lines = _without_left_out(state, [_BATCHES] if any_backbone else [])
+    unknown = unknown_keys(kept, source)
+    if len(unknown) * 10 > len(kept):
+        raise InputError(
+            f"in no format that is known here: its keys are like those of the kind {source.title}, but {len(unknown)} "
+            f"of {len(kept)} are not, the first: {', '.join(unknown[:3])}; is it another architecture?"
+        )
     renamed = _renamed(kept, lambda key: names.translate(key, source.rules), f"the kind {source.title}")
     if source.separate_projections:
         renamed = _stack_projections(renamed)

@@ -14,7 +14,8 @@ from torch import Tensor
 from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.files import load_config_json, load_file, weights_in_folder
 from detr.checkpoint.formats import TRANSFORMERS, Conversion, Format, recognize, to_detectron2
-from detr.checkpoint.hub import released_file
+from detr.checkpoint.hub import ZOO, released_file
+from detr.checkpoint.wrappers import choose, unwrapped_names
 from detr.errors import InputError
 
 NOTE = "detr"  # the key under which the converter stores what the tensors do not show
@@ -29,6 +30,7 @@ class Source:
     format: Format | None  # None: no DETR and no ResNet
     info: CheckpointInfo
     rest: dict[str, Any] = field(default_factory=dict)  # what the file holds beside the state dict
+    lines: list[str] = field(default_factory=list)  # notes for the user: which weights were taken, what is left out
 
     def to_detectron2(self, *, own_classes: bool = False, keep_ids: bool = False) -> Conversion:
         """own_classes: 80, 91, 133 or 250 classes are not COCO's; keep_ids: see ``formats.to_detectron2``.
@@ -42,25 +44,41 @@ class Source:
             raise InputError(f"{self.path}: {error}") from error
 
 
-def read(path: str, *, unsafe: bool = False) -> Source:
-    """Reads a weights file, or a folder that transformers wrote; ``unsafe`` as in ``load_file``.
+def read(path: str, *, unsafe: bool = False, weights: str | None = None) -> Source:
+    """Reads a weights file, or a folder that transformers wrote.
 
-    Raises InputError for a file that cannot be read, and for weights that are no tensors or not finite.
+    unsafe: as in ``load_file``
+    weights: which of several, as in ``wrappers.choose``
+
+    Raises InputError for a file that cannot be read, for weights that are no tensors or not finite, and for a choice
+    that is not clear.
     """
     if os.path.isdir(path):
         path = weights_in_folder(path)
-    return source_of(path, load_file(path, unsafe=unsafe))
+    return source_of(path, load_file(path, unsafe=unsafe), weights)
 
 
-def source_of(path: str, content: Mapping[str, Any]) -> Source:
-    """What ``read`` makes of a file's content. Raises InputError for weights that are no tensors or not finite."""
-    key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
-    raw = content if key is None else content[key]
+def source_of(path: str, content: Mapping[str, Any], weights: str | None = None) -> Source:
+    """What ``read`` makes of a file's content."""
+    chosen, lines = choose(path, content, weights)
+    raw: Mapping[Any, Any]
+    if chosen is not None:
+        key, raw = (chosen.path[0] if chosen.path else None), chosen.state
+    else:
+        key = next((key for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
+        raw = content if key is None else content[key]
+        if all(isinstance(key, str) for key in raw):
+            raw = {name: raw[key] for key, name in unwrapped_names(raw).items()}
     rest = {} if key is None else {name: value for name, value in content.items() if name != key}
     state = _checked(path, raw)
+    if {"linear_class.weight", "query_pos", "row_embed", "col_embed"} <= state.keys():
+        raise InputError(
+            f"{path} is of the demo model in the authors' notebook, which is another architecture that no config here "
+            f"has: the released weights of DETR itself are {ZOO}detr_R_50 and, by the same names, those of the configs"
+        )
     source = recognize(state)
     config = load_config_json(path) if source in TRANSFORMERS else {}
-    return Source(path, state, source, _info(path, rest, config), rest)
+    return Source(path, state, source, _info(path, rest, config), rest, lines)
 
 
 def _checked(path: str, raw: Mapping[Any, Any]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from detr.checkpoint.architecture import CheckpointInfo, architecture, missing_k
 from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_file, sha256
 from detr.checkpoint.formats import from_detectron2, target_format
 from detr.checkpoint.hub import RELEASED, ZOO, local_path
+from detr.checkpoint.options import split_options
 from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, State, fit, num_rows, to_category_ids
 from detr.checkpoint.source import NOTE, Source, read
 from detr.convert.transformers_folder import FILES, check_transformers, save_transformers
@@ -32,6 +33,7 @@ class Request:
     dc5: bool = False  # the weights are of a DC5 model; the tensors do not show it
     heads: int | None = None  # of attention; the tensors do not show it either
     own_classes: bool = False  # 80, 91, 133 or 250 classes are not COCO's
+    weights: str | None = None  # "ema", "model" or a name, where the source holds several
     overwrite: bool = False
     unsafe: bool = False  # unpickle without restriction
 
@@ -53,7 +55,8 @@ def convert(request: Request) -> Report:
         raise InputError(f"--output_model {request.output} is written by torch.save: let its name end in .pth")
     if os.path.lexists(request.output) and not request.overwrite:
         raise InputError(f"{request.output} exists: name another --output_model, or add --overwrite")
-    source = read(_found(request.source), unsafe=request.unsafe)
+    path, options = split_options(request.source)
+    source = read(_found(path), unsafe=request.unsafe, weights=request.weights or options.weights)
     _check_output(source.path, request.output, is_folder=request.to == "transformers")
     # Between programs that both count COCO's ids, class rows stay as they are.
     keep_ids = request.to != "detectron2"
@@ -75,7 +78,7 @@ def convert(request: Request) -> Report:
         state, resized = _resized(conversion.state, None, request.num_queries)
     if request.own_classes and info.classes is None:  # the note records that they are not COCO's
         info = replace(info, classes=tuple(f"class {i}" for i in range(num_rows(state) - 1)))
-    lines = [*conversion.lines, *resized]
+    lines = [*source.lines, *conversion.lines, *resized]
     if lost:
         lines.append(f"INCOMPLETE: {len(lost)} tensors that a whole DETR has are missing, the first: {lost[0]}")
     if unused := sorted(source.rest.keys() - {NOTE}):

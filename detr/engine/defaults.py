@@ -20,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 
 from detr.checkpoint.files import weights_in_folder
 from detr.checkpoint.hub import TORCHVISION, ZOO, missing_hint, parse_zoo_path, torchvision_url
+from detr.checkpoint.options import split_options
 from detr.config import EXPORT_DESCRIPTION, add_detr_config, check_names
 from detr.config_node import settle_schedule
 from detr.engine.evaluation import is_detr
@@ -245,6 +246,7 @@ def check_weights(weights: str, needed: bool = False, key: str = "MODEL.WEIGHTS"
     """Raises InputError for weights that are missing, and for none where they are ``needed``."""
     if not weights and needed:
         raise InputError("--eval-only needs trained weights, but MODEL.WEIGHTS is empty: name a checkpoint there")
+    weights, _ = split_options(weights)
     if weights.startswith(TORCHVISION):
         torchvision_url(weights)
     elif weights.startswith(ZOO):

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
@@ -37,6 +38,8 @@ class Trainer(DefaultTrainer):
 
     Every method may be overridden with the signature that DefaultTrainer documents.
     """
+
+    checkpointer: DetectionCheckpointer
 
     def __init__(self, cfg: CfgNode) -> None:
         """Loads and checks the data sets before any part is built. Raises InputError for bad input.
@@ -83,7 +86,16 @@ class Trainer(DefaultTrainer):
         return found  # type: ignore[no-any-return]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's; warns where masks would be trained on a box model that is frozen and was never trained."""
+        """As Detectron2's; warns where masks would be trained on a box model that is frozen and was never trained.
+
+        Raises InputError where a checkpoint to resume from does not fit the model or the optimizer, whatever the
+        meta-architecture is.
+        """
+        if type(self.checkpointer) is DetectionCheckpointer:  # checks nothing
+            old = self.checkpointer
+            self.checkpointer = DetrCheckpointer(
+                old.model, old.save_dir, save_to_disk=old.save_to_disk, **old.checkpointables
+            )
         super().resume_or_load(resume)
         checkpointer = self.checkpointer
         if isinstance(checkpointer, DetrCheckpointer) and getattr(checkpointer.model, "freeze_detr", False):
