@@ -10,9 +10,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from detr.data.boxes import boxes_to_xyxy, check_objects, clip_boxes, has_area
+from detr.data.annotations import check_labels, clean_annotations, clean_image, decide
+from detr.data.boxes import clip_boxes, has_area
 from detr.data.images import read_image
-from detr.data.masks import check_segmentations, draw_classes, rasterize
+from detr.data.masks import draw_classes, rasterize
 from detr.data.transforms import AnnotatedImage, evaluation_augmentations, training_augmentations, transform_masks
 from detr.errors import InputError
 
@@ -87,7 +88,7 @@ class DetrDatasetMapper:
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Raises InputError that names the file, for an unreadable image, a wrong size, or as ``objects`` does."""
-        x = dict(dataset_dict)  # keys of the copy are replaced; the loader's dict stays as it is
+        x = clean_image(dataset_dict)  # a copy; the loader's dict stays as it is
         image = self.read(x)
         height, width = image.shape[:2]
         problem = size_problem(x, width, height)
@@ -95,8 +96,8 @@ class DetrDatasetMapper:
             raise InputError(problem)
         x["height"], x["width"] = height, width
         objects = self.objects(x) if self.is_train else []
-        boxes = clip_boxes(boxes_to_xyxy(objects), height, width)
-        objects, boxes = _select(objects, boxes, has_area(boxes))
+        fates = decide(objects, height, width)
+        objects, boxes = _select(objects, fates.boxes, fates.objects)
         sem_seg = partial(draw_classes, objects, boxes, (height, width), x["file_name"])
         annotated = AnnotatedImage(image, boxes if self.is_train else None, sem_seg)
         transforms = self.augmentations(annotated)
@@ -121,13 +122,15 @@ class DetrDatasetMapper:
         Each is a dict with ``bbox``, ``bbox_mode``, ``category_id``, and with masks on ``segmentation`` (H, W) bool.
         Raises InputError for a bad box, a label outside [0, K), or a segmentation that is missing or damaged.
         """
-        annotations = [obj for obj in x.get("annotations", []) if not obj.get("iscrowd", 0)]  # a crowd is no instance
-        check_objects(annotations, self.num_classes, x["file_name"])
-        if not self.masks:
-            return annotations
-        check_segmentations(annotations, x["file_name"])
-        size = x["height"], x["width"]
-        return [{**obj, "segmentation": rasterize(obj["segmentation"], size, x["file_name"])} for obj in annotations]
+        where, size = x["file_name"], (x["height"], x["width"])
+        annotations = clean_annotations(x.get("annotations", []), size, where)
+        check_labels(annotations, self.num_classes, where)
+        objects = [obj for obj in annotations if not obj["iscrowd"]]  # a crowd is no instance
+        return (
+            [{**obj, "segmentation": rasterize(obj.get("segmentation"), size, where)} for obj in objects]
+            if self.masks
+            else objects
+        )
 
 
 def make_instances(

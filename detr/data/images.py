@@ -59,6 +59,16 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if orientation in SIDEWAYS else image.size
 
 
+def size_in_file(path: str) -> tuple[int, int] | None:
+    """(width, height) of an image file as ``read_image`` gives it; None where it cannot be opened."""
+    try:
+        # Given a path, PIL maps a TIFF that it should turn into memory, and turns it twice.
+        with open(path, "rb") as file, Image.open(file) as image:
+            return upright_size(image)
+    except Exception:  # PIL raises many kinds; ``check_images`` says what is wrong
+        return None
+
+
 def _has_16_bits(image: Image.Image) -> bool:
     """Whether an open image is gray with 16 bits, as files hold them or, in mode I, as older versions of PIL do."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))

@@ -1,61 +1,88 @@
 """Masks of annotated objects: every format of Detectron2's dataset dicts -> pixels."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 
+from detr.data.annotations import REACH, shown
 from detr.errors import InputError
+
+Size = tuple[float, float]
 
 NO_CLASS = 255  # in a map of classes, as Detectron2 marks pixels without a label
 
 
 def has_segmentation(annotation: dict[str, Any]) -> bool:
-    """Whether an object has a segmentation that is not empty, of whatever format."""
+    """Whether an object has a segmentation, of whatever format, of which masks can be made."""
     segmentation = annotation.get("segmentation")
-    return segmentation is not None and len(segmentation) > 0
+    return bool(_polygons(segmentation)) if isinstance(segmentation, (list, tuple)) else segmentation is not None
 
 
-def check_segmentations(annotations: Sequence[dict[str, Any]], where: str) -> None:
-    """Raises InputError for an object without a segmentation; where: the image's file name, for the message."""
-    for obj in annotations:
-        if not has_segmentation(obj):
-            raise InputError(
-                f"{where} has an object without a segmentation, and MODEL.MASK_ON is True: annotate it, or set "
-                "MODEL.MASK_ON False for boxes only"
-            )
+def read_segmentation(segmentation: Any, size: Size, where: str) -> Any:
+    """The segmentation of an object as COCO's functions can take it: polygons, an RLE or a bitmap.
 
-
-def rasterize(segmentation: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """The pixels of an object, (H, W) bool.
-
-    segmentation: polygons (lists of x1, y1, x2, y2, ... in pixels) whose union is the object, an RLE of COCO,
-        compressed or not, or a bitmap (H, W)
-    size: (H, W) of the image file
+    segmentation: polygons (lists of x1, y1, x2, y2, ... in pixels, or of points) whose union is the object, an RLE of
+        COCO, compressed or not, or a bitmap (H, W). Polygons of less than 3 points are left out.
+    size: (H, W) of the image file; infinite where it is unknown
     where: the image's file name, for the message
 
-    Raises InputError for a segmentation of another format, a damaged one, or one of another size.
+    Raises InputError where there is no segmentation, and for one of another format or size, or outside the image.
     """
-    height, width = size
+    if isinstance(segmentation, (list, tuple)):
+        segmentation = _polygons(segmentation) or None
+    if segmentation is None:
+        raise InputError(
+            f"{where} has an object without a segmentation, and MODEL.MASK_ON is True: annotate it (polygons of 3 or "
+            "more points, an RLE or a bitmap), or set MODEL.MASK_ON False for boxes only"
+        )
     try:
         if isinstance(segmentation, np.ndarray):
-            mask = segmentation
+            shape = segmentation.shape
         elif isinstance(segmentation, dict):
-            mask = _decode_rle(segmentation)
+            shape, segmentation = _read_rle(segmentation, size)
+        elif not isinstance(segmentation, list):
+            raise TypeError(f"a {type(segmentation).__name__}")
         else:
-            mask = _fill_polygons(segmentation, height, width)
+            shape, segmentation = size, _read_polygons(segmentation, size)
     except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise InputError(
             f"{where} has an object with a segmentation that cannot be read ({type(error).__name__}: {error}): it "
             "must be polygons (lists of at least 3 points as x1, y1, x2, y2, ...), an RLE of COCO, or a bitmap"
         ) from error
-    if mask.shape != size:
+    if math.isfinite(sum(size)) and tuple(shape) != tuple(size):
         raise InputError(
-            f"{where} is {width} x {height} pixels (width x height), but the segmentation of an object is for "
-            f"{' x '.join(map(str, reversed(mask.shape)))}: correct its annotation"
+            f"{where} is {size[1]} x {size[0]} pixels (width x height), but the segmentation of an object is for "
+            f"{' x '.join(map(str, reversed(shape)))}: correct its annotation"
         )
-    return mask.astype(bool)
+    return segmentation
+
+
+def check_segmentations(annotations: Sequence[dict[str, Any]], size: Size, where: str) -> None:
+    """Raises InputError as ``read_segmentation`` does."""
+    for obj in annotations:
+        read_segmentation(obj.get("segmentation"), size, where)
+
+
+def encode(segmentation: Any, size: Size, where: str) -> dict[str, Any]:
+    """The segmentation as a compressed RLE. Arguments and errors are those of ``read_segmentation``."""
+    if not math.isfinite(sum(size)):
+        raise InputError(f"{where} has no height and width, which masks need: give them in the data set")
+    segmentation = read_segmentation(segmentation, size, where)
+    if isinstance(segmentation, np.ndarray):
+        return mask_util.encode(np.asfortranarray(segmentation.astype(bool).astype(np.uint8)))  # type: ignore[no-any-return]
+    if isinstance(segmentation, dict):
+        return segmentation
+    return mask_util.merge(mask_util.frPyObjects(segmentation, *size))  # type: ignore[no-any-return]
+
+
+def rasterize(segmentation: Any, size: Size, where: str) -> np.ndarray:
+    """The pixels of an object, (H, W) bool. Arguments and errors are those of ``read_segmentation``."""
+    if isinstance(segmentation, np.ndarray):
+        return read_segmentation(segmentation, size, where).astype(bool)  # type: ignore[no-any-return]
+    return mask_util.decode(encode(segmentation, size, where)).astype(bool)  # type: ignore[no-any-return]
 
 
 def draw_classes(objects: Sequence[dict[str, Any]], boxes: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
@@ -81,17 +108,71 @@ def draw_classes(objects: Sequence[dict[str, Any]], boxes: np.ndarray, size: tup
     return classes
 
 
-def _decode_rle(rle: dict[str, Any]) -> np.ndarray:
-    if isinstance(rle["counts"], list):
-        rle = mask_util.frPyObjects(rle, *rle["size"])
-    return mask_util.decode(rle)
+def _polygons(segmentation: Sequence[Any]) -> list[Any]:
+    """Those of at least 3 points; one polygon need not be in a list."""
+    if segmentation and not any(isinstance(part, (list, tuple, np.ndarray)) for part in segmentation):
+        segmentation = [segmentation]
+    return [polygon for polygon in segmentation if _is_polygon(polygon)]
 
 
-def _fill_polygons(polygons: Any, height: int, width: int) -> np.ndarray:
-    """The union of the polygons, filled as COCO does it."""
-    flat = [np.asarray(polygon, dtype=np.float64).ravel() for polygon in polygons]
+def _is_polygon(polygon: Any) -> bool:
+    """Whether these are at least 3 points; pycocotools takes 4 numbers for a box, and ignores the last of 7."""
+    if isinstance(polygon, (str, dict)) or not hasattr(polygon, "__len__"):
+        return True  # read_segmentation refuses it
+    flat = len(polygon) and not isinstance(polygon[0], (list, tuple, np.ndarray))
+    return len(polygon) >= 6 and len(polygon) % 2 == 0 if flat else len(polygon) >= 3
+
+
+def _read_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
+    flat = [np.asarray(polygon).ravel() for polygon in polygons]
     for polygon in flat:
-        # pycocotools takes 4 numbers for a box, and ignores the last of an odd number.
-        if len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(polygon).all():
-            raise ValueError(f"a polygon with the {len(polygon)} numbers {polygon[:8].tolist()}")
-    return mask_util.decode(mask_util.merge(mask_util.frPyObjects([p.tolist() for p in flat], height, width)))
+        if polygon.dtype.kind not in "iuf" or len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(polygon).all():
+            raise ValueError(f"a polygon with the {len(polygon)} numbers {shown(polygon[:8].tolist())}")
+        if np.abs(polygon).max() > REACH * max(size):  # far enough, pycocotools crashes
+            raise ValueError(f"a polygon reaches {shown(np.abs(polygon).max())} in an image of {size[1]} x {size[0]}")
+    return [polygon.tolist() for polygon in flat]
+
+
+def _read_rle(rle: dict[str, Any], size: Size) -> tuple[tuple[int, int], dict[str, Any]]:
+    """(size, compressed RLE). Raises ValueError where the runs do not fill the size, for pycocotools does not look."""
+    height, width = (int(side) for side in rle["size"])
+    if math.isfinite(sum(size)) and (height, width) != tuple(size):
+        return (height, width), rle  # before anything is allocated
+    counts = rle["counts"]
+    if isinstance(counts, (list, tuple)):
+        if not all(isinstance(run, (int, np.integer)) and run >= 0 for run in counts):
+            raise ValueError("an RLE whose counts are no whole numbers")
+        runs, rle = sum(counts), {"size": [height, width], "counts": list(counts)}
+    else:
+        counts = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+        runs, rle = _sum_of_runs(counts), {"size": [height, width], "counts": counts}
+    if runs != height * width:
+        raise ValueError(f"an RLE of {runs} pixels for a size of {width} x {height}")
+    if isinstance(rle["counts"], list):
+        rle = mask_util.frPyObjects(rle, height, width)
+    return (height, width), rle
+
+
+def _sum_of_runs(counts: bytes) -> int:
+    """How many pixels a compressed RLE covers.
+
+    A run is written in characters of 5 bits above 48, the lowest first; 32 says that another one follows, 16 in the
+    last is the sign. From the fourth run on, the difference to the run before the previous one is written.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = character - 48
+        if not 0 <= bits < 64:
+            raise ValueError("an RLE whose counts hold other characters than COCO's")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift or min(runs, default=0) < 0:
+        raise ValueError("an RLE whose counts are damaged")
+    return sum(runs)

@@ -1,31 +1,45 @@
 """Checks of panoptic data sets before training and evaluation, beside ``checks``."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.data import MetadataCatalog
-from detectron2.utils.file_io import PathManager
 
-from detr.data.boxes import check_labels
-from detr.data.checks import shorten, warn_of_surplus
-from detr.data.masks import check_segmentations
+from detr.data.annotations import as_whole_number, check_labels, shown
+from detr.data.checks import shorten
+from detr.data.coco_file import class_ids, read_coco, read_json
+from detr.data.ground_truth import check_same_images, load_truth
 from detr.errors import InputError
 
 
-def check_segments(dicts: Sequence[dict[str, Any]], num_classes: int, num_queries: int) -> None:
-    """As ``check_dicts``, for a panoptic training set. The PNGs are left to ``check_images`` and the mapper."""
+def check_segments(dicts: Sequence[dict[str, Any]], num_classes: int) -> None:
+    """As ``check_dicts``, for a panoptic set. The PNGs are left to ``check_images`` and the mapper."""
     if not any(x.get("segments_info") for x in dicts):
-        raise InputError("the training data sets have no segment at all: check the annotations of their files")
+        raise InputError("the panoptic data sets have no segment at all: check the annotations of their files")
     for x in dicts:
+        where = x["file_name"]
         for key in ("pan_seg_file_name", "segments_info"):
-            if key not in x:
-                raise InputError(f"{x['file_name']} has no {key!r}: every image of a panoptic set needs one")
-        for key in ("id", "category_id"):
-            if any(key not in segment for segment in x["segments_info"]):
-                raise InputError(f"{x['file_name']} has a segment without {key!r}: every segment needs one")
-        check_labels(x["segments_info"], num_classes, x["file_name"])
-    warn_of_surplus(dicts, [len(x["segments_info"]) for x in dicts], num_queries)
+            if not x.get(key) and x.get(key) != []:
+                raise InputError(f"{where} has no {key!r}: every image of a panoptic set needs one")
+        for segment in x["segments_info"]:
+            for key in ("id", "category_id"):
+                if not isinstance(segment, dict) or key not in segment:
+                    raise InputError(f"{where} has a segment without {key!r}: every segment needs one")
+            number = None if isinstance(segment["id"], str) else as_whole_number(segment["id"])
+            if number is None or not 0 < number < 256**3:
+                raise InputError(
+                    f"{where} has a segment with the id {shown(segment['id'])}: it must be an integer from 1 to "
+                    f"{256**3 - 1}, the color of its pixels"
+                )
+            if segment.get("iscrowd") not in (None, 0, 1):
+                raise InputError(
+                    f"{where} has a segment with the iscrowd {shown(segment['iscrowd'])}: it must be 0 or 1"
+                )
+        ids = [segment["id"] for segment in x["segments_info"]]
+        if len(set(ids)) < len(ids):
+            twice = next(value for value in ids if ids.count(value) > 1)
+            raise InputError(f"{where} has two segments with the id {twice}: give every segment its own color")
+        check_labels(x["segments_info"], num_classes, where)
 
 
 def check_panoptic_truth(name: str, dicts: Sequence[dict[str, Any]], *, masks: bool, maps: bool) -> None:
@@ -39,21 +53,16 @@ def check_panoptic_truth(name: str, dicts: Sequence[dict[str, Any]], *, masks: b
     missing, or PQ is undefined.
     """
     if MetadataCatalog.get(name).get("json_file"):
-        _check_instances(name, masks)
+        _check_instances(name, dicts, masks)
     if maps:
         _check_maps(name, dicts)
 
 
-def _check_instances(name: str, masks: bool) -> None:
+def _check_instances(name: str, dicts: Sequence[dict[str, Any]], masks: bool) -> None:
     metadata = MetadataCatalog.get(name)
-    path = metadata.json_file
-    content = _read_json(name, path)
     known = metadata.thing_dataset_id_to_contiguous_id
-    _check_categories(name, path, set(known), {c["id"] for c in content.get("categories", [])})
-    if masks:
-        files = {image["id"]: image["file_name"] for image in content.get("images", [])}
-        for annotation in content.get("annotations", []):
-            check_segmentations([annotation], f"{files.get(annotation['image_id'])} (in {path})")
+    _check_categories(name, metadata.json_file, set(known), set(class_ids(read_coco(metadata.json_file))))
+    check_same_images(name, dicts, load_truth(name, masks))
 
 
 def _check_maps(name: str, dicts: Sequence[dict[str, Any]]) -> None:
@@ -62,10 +71,12 @@ def _check_maps(name: str, dicts: Sequence[dict[str, Any]]) -> None:
     for x in dicts:
         if any("iscrowd" not in segment for segment in x["segments_info"]):
             raise InputError(f"{x['file_name']} has a segment without 'iscrowd' in {path}: PQ needs it")
-    categories = _read_json(name, path).get("categories", [])
+    categories = read_json(path).get("categories")
+    if not isinstance(categories, list) or not all(isinstance(category, dict) for category in categories):
+        raise InputError(f"{path} has the categories {shown(categories)}: PQ needs a list of dicts")
     for kind, isthing in (("thing", True), ("stuff", False)):
         known = metadata.get(f"{kind}_dataset_id_to_contiguous_id")
-        found = {c["id"] for c in categories if bool(c.get("isthing")) == isthing}
+        found = {c.get("id") for c in categories if bool(c.get("isthing")) == isthing}
         _check_categories(f"{name} ({kind})", path, set(known), found)
         classes = set(known.values())
         # panopticapi divides by the number of classes that it meets.
@@ -79,14 +90,6 @@ def _check_maps(name: str, dicts: Sequence[dict[str, Any]]) -> None:
 def _check_categories(name: str, path: str, known: set[int], found: set[int]) -> None:
     if known != found:
         raise InputError(
-            f"{path} of the data set {name} has categories with the ids {shorten(sorted(found))}, but its metadata "
-            f"{shorten(sorted(known))}: correct *_dataset_id_to_contiguous_id or the file"
+            f"{path} of the data set {name} has categories with the ids {shorten(sorted(found, key=str))}, but its "
+            f"metadata {shorten(sorted(known))}: correct *_dataset_id_to_contiguous_id or the file"
         )
-
-
-def _read_json(name: str, path: str) -> dict[str, Any]:
-    try:
-        with PathManager.open(path) as file:
-            return json.load(file)  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} of the data set {name} cannot be read ({error}): restore the file") from error

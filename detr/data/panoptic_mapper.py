@@ -7,7 +7,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from detr.data.boxes import check_labels
+from detr.data.annotations import check_labels
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.errors import InputError
 

@@ -1,17 +1,24 @@
 """AP with the numbers of pycocotools, counted by hotcoco where it is installed: in seconds, not minutes."""
 
+import contextlib
+import copy
 import importlib
+import io
 import json
 import logging
 import math
 import os
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
 
+from detr.data.ground_truth import load_truth
 from detr.errors import InputError
 
 BACKENDS = ("auto", "hotcoco", "pycocotools")
@@ -41,19 +48,34 @@ def choose_backend(name: str) -> str:
 
 
 class FastCOCOEvaluator(COCOEvaluator):
-    """Detectron2's COCOEvaluator, with the same files and results, and another package that counts.
+    """Detectron2's COCOEvaluator, with the same files and results, another ground truth and another package.
 
-    What hotcoco would count otherwise than pycocotools, or not at all, is left to Detectron2: keypoints, ground
-    truth that is not sound, predictions that are not finite.
+    The ground truth is ``load_truth``'s: what the file or the dicts hold now, without what training drops. What
+    hotcoco would count otherwise than pycocotools, or not at all, is left to Detectron2: keypoints, predictions that
+    are not finite.
     """
 
     def __init__(self, dataset_name: str, *, backend: str = "auto", **options: Any) -> None:
-        """backend: one of `BACKENDS`; options: of COCOEvaluator. Raises InputError as `choose_backend` does."""
-        super().__init__(dataset_name, **options)
+        """backend: one of `BACKENDS`; options: of COCOEvaluator.
+
+        Raises InputError as `choose_backend` and `load_truth` do.
+        """
+        tasks = options.get("tasks")
+        self.truth = load_truth(dataset_name, masks=tasks is not None and "segm" in tasks)
+        with _without_truth(dataset_name) as name:
+            super().__init__(name, **options)
+        self._coco_api = COCO()
+        self._coco_api.dataset = self.truth.content
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._coco_api.createIndex()
+        self._do_evaluation = "annotations" in self.truth.content
+        self._metadata = copy.copy(MetadataCatalog.get(dataset_name))
+        vars(self._metadata)["thing_dataset_id_to_contiguous_id"] = self.truth.contiguous
         self.backend = choose_backend(backend)
 
     def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """predictions: per image {"image_id", "instances": results in COCO's format with contiguous classes}."""
+        predictions = [self._clipped(x) for x in predictions]
         found = [result for x in predictions for result in x["instances"]]
         tasks = sorted(self._tasks or self._tasks_from_predictions(found))
         # Without predictions or annotations there is nothing to count, and Detectron2 logs that.
@@ -79,6 +101,19 @@ class FastCOCOEvaluator(COCOEvaluator):
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(counted, task, class_names=names)
 
+    def _clipped(self, prediction: dict[str, Any]) -> dict[str, Any]:
+        """With boxes inside the image, where those of the ground truth have been clipped."""
+        if prediction["image_id"] not in self.truth.clipped:
+            return prediction
+        image = self._coco_api.imgs[prediction["image_id"]]
+        clipped = []
+        for result in prediction["instances"]:
+            x, y, width, height = result["bbox"]
+            x1, y1 = min(max(x, 0.0), image["width"]), min(max(y, 0.0), image["height"])
+            x2, y2 = min(max(x + width, x1), image["width"]), min(max(y + height, y1), image["height"])
+            clipped.append({**result, "bbox": [x1, y1, x2 - x1, y2 - y1]})
+        return {**prediction, "instances": clipped}
+
     def _with_ids_of_the_data_set(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if contiguous is None:
@@ -88,6 +123,24 @@ class FastCOCOEvaluator(COCOEvaluator):
         if sorted(ids) != list(range(len(contiguous))) or not {x["category_id"] for x in found} <= ids.keys():
             raise ValueError("the classes of predictions and data set do not fit")
         return [{**result, "category_id": ids[result["category_id"]]} for result in found]
+
+
+@contextlib.contextmanager
+def _without_truth(dataset_name: str) -> Iterator[str]:
+    """The name of a data set without annotations, for the time in which COCOEvaluator reads its file.
+
+    For a data set of plain dicts it would write a file and later take that, however old it is.
+    """
+    name = f"{dataset_name} (no annotations)"
+    with tempfile.TemporaryDirectory(prefix="detr-truth-") as folder:
+        path = os.path.join(folder, "empty.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"images": [], "categories": [], "annotations": []}, file)
+        MetadataCatalog.get(name).json_file = path
+        try:
+            yield name
+        finally:
+            MetadataCatalog.remove(name)
 
 
 def count(

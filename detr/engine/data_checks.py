@@ -1,21 +1,45 @@
 """The checks of a config's data sets before training or evaluation, one call each."""
 
+import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import print_instances_class_histogram
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
-from detr.data.checks import check_classes, check_dicts, check_same_classes, check_same_task, load_dicts
+from detr.data.checks import check_classes, check_dicts, check_same_classes, check_same_task
+from detr.data.ground_truth import as_detections, check_same_images
 from detr.data.image_checks import check_images, check_pngs
-from detr.data.masks import check_segmentations
+from detr.data.loading import check_unique_images, load_as_detectron2, load_dataset, load_dicts
 from detr.data.metadata import class_names, is_panoptic
 from detr.data.panoptic_checks import check_panoptic_truth, check_segments
+from detr.data.statistics import (
+    Row,
+    box_statistics,
+    log_table,
+    segment_statistics,
+    warn_of_surplus,
+    warn_of_unseen_classes,
+)
 from detr.engine.coco_evaluation import choose_backend
-from detr.engine.evaluation import check_measurable, check_panopticapi, is_detr, measures_pq
+from detr.engine.dry_run import quiet
+from detr.engine.evaluation import (
+    TASK_NAMES,
+    check_measurable,
+    check_panopticapi,
+    instance_evaluator,
+    is_detr,
+    measures_pq,
+)
 from detr.errors import InputError
+
+PERFECT = 99.9  # percent, without the error of summing
+
+logger = logging.getLogger(__name__)
 
 
 def check_test_sets(cfg: CfgNode) -> None:
@@ -29,29 +53,37 @@ def check_test_sets(cfg: CfgNode) -> None:
 def _check_test_sets(cfg: CfgNode) -> None:
     if cfg.DATASETS.TEST:
         choose_backend(cfg.TEST.COCO_BACKEND)
+    rows = {}
     for name in cfg.DATASETS.TEST:
-        dicts = load_dicts([name], filter_empty=False)
-        if is_detr(cfg):
+        if not is_detr(cfg):
+            dicts = load_as_detectron2([name], filter_empty=False)
+        else:
+            dicts = load_dataset(name)
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
-            if is_panoptic(name):
-                check_measurable(cfg, name)
-                check_panoptic_truth(name, dicts, masks=cfg.MODEL.MASK_ON, maps=measures_pq(cfg, name))
-            elif cfg.MODEL.MASK_ON:
-                for x in dicts:
-                    check_segmentations(x.get("annotations", []), x["file_name"])
+            check_unique_images(name, dicts)
+            rows[name] = _check_contents(cfg, name, dicts)
+            _check_truth(cfg, name, dicts)
         if measures_pq(cfg, name):
             check_panopticapi()
         if cfg.DATALOADER.CHECK_IMAGES:
             check_images(dicts, panoptic=is_detr(cfg) and is_panoptic(name))
             if is_detr(cfg) and measures_pq(cfg, name):
                 check_pngs(dicts)
+    if rows:
+        log_table(rows, "The test sets")
 
 
 def load_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
-    """The dicts of ``cfg.DATASETS.TRAIN``, unchecked. Raises InputError where there are none."""
+    """The dicts of ``cfg.DATASETS.TRAIN``, their labels unchecked. Raises InputError where there are none."""
     if not cfg.DATASETS.TRAIN:
         raise InputError("DATASETS.TRAIN is empty: name a data set there")
-    return load_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    load = load_dicts if is_detr(cfg) else load_as_detectron2
+    return load(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+
+
+def count_training_images(cfg: CfgNode) -> int:
+    """For a schedule in epochs, where a loader of the user's own knows what is in the images."""
+    return len(load_as_detectron2(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS))
 
 
 def check_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -65,21 +97,88 @@ def check_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
 
 
 def _check_training_sets(cfg: CfgNode, dicts: list[dict[str, Any]]) -> None:
-    panoptic = is_detr(cfg) and is_panoptic(cfg.DATASETS.TRAIN[0])
+    names = cfg.DATASETS.TRAIN
+    panoptic = is_detr(cfg) and is_panoptic(names[0])
     if is_detr(cfg):
-        for name in cfg.DATASETS.TRAIN:
+        check_same_task(names)
+        for name in names:
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
-        check_same_task(cfg.DATASETS.TRAIN)
-        check_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        if panoptic:
-            check_segments(dicts, cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
-        else:
-            check_dicts(dicts, cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.NUM_OBJECT_QUERIES, cfg.MODEL.MASK_ON)
-        names = class_names(cfg.DATASETS.TRAIN[0])
-        if names:
-            _print_histogram(dicts, names, panoptic)
+        check_same_classes([*names, *cfg.DATASETS.TEST])
+        title = ", ".join(names)
+        row = _check_contents(cfg, title, dicts)
+        if not row["objects"]:
+            raise InputError(f"the training set {title} has no object at all: check the annotations of its files")
+        key = "segments_info" if panoptic else "annotations"
+        objects = [[obj for obj in x[key] if panoptic or not obj.get("iscrowd")] for x in dicts]
+        warn_of_surplus(dicts, list(map(len, objects)), cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
+        log_table({title: row}, "The training set")
+        classes = class_names(names[0])
+        if classes:
+            warn_of_unseen_classes(dicts, classes)
+            _print_histogram(dicts, classes, panoptic)
     if cfg.DATALOADER.CHECK_IMAGES:
         check_images(dicts, panoptic)
+
+
+def _check_contents(cfg: CfgNode, title: str, dicts: list[dict[str, Any]]) -> Row:
+    """Checks what the images of a training or test set hold; returns its statistics."""
+    classes, num_classes = class_names(title.split(", ")[0]), cfg.MODEL.DETR.NUM_CLASSES
+    if "segments_info" in dicts[0]:
+        check_segments(dicts, num_classes)
+        return segment_statistics(dicts, classes)
+    check_dicts(title, dicts, num_classes, cfg.MODEL.MASK_ON)
+    return box_statistics(title, dicts, classes)
+
+
+def _check_truth(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> None:
+    """Holds the ground truth of a test set to itself: AP of perfect detections is 100, or the evaluation is wrong."""
+    if is_panoptic(name):
+        check_measurable(cfg, name)
+        check_panoptic_truth(name, dicts, masks=cfg.MODEL.MASK_ON, maps=measures_pq(cfg, name))
+    with quiet():
+        evaluator = instance_evaluator(cfg, name, distributed=False)
+        if evaluator is None:
+            return
+        detections = as_detections(evaluator.truth)
+        evaluator.reset()
+        evaluator._predictions = [{"image_id": x["image_id"], "instances": [x]} for x in detections]
+        results = evaluator.evaluate()
+    check_same_images(name, dicts, evaluator.truth)
+    for task, metrics in results.items():
+        poor = [key.removeprefix("AP-") for key, value in metrics.items() if key.startswith("AP-") and value < PERFECT]
+        if metrics["AP"] < PERFECT:
+            most, image = max(
+                Counter((x["category_id"], x["image_id"]) for x in detections).items(), key=lambda item: item[1]
+            )[::-1]
+            reason = f": image {image[1]} has {most} objects of one class, and AP counts 100" if most > 100 else ""
+            logger.warning(
+                "%s: perfect detections would have %s AP %.2f, not 100, because of the classes %s%s",
+                name,
+                TASK_NAMES[task].strip(),
+                metrics["AP"],
+                ", ".join(poor[:5]) or "that it has",
+                reason,
+            )
+
+
+def panoptic_sampler(cfg: CfgNode, dicts: list[dict[str, Any]]) -> RepeatFactorTrainingSampler | None:
+    """The sampler of a panoptic training set where Detectron2 would look for annotations; None leaves it the choice.
+
+    Raises InputError for WeightedCategoryTrainingSampler, which loads the data sets itself.
+    """
+    keys = cfg.DATALOADER
+    if keys.SAMPLER_TRAIN == "WeightedCategoryTrainingSampler":
+        raise InputError(
+            "DATALOADER.SAMPLER_TRAIN WeightedCategoryTrainingSampler cannot read panoptic data sets: take "
+            "RepeatFactorTrainingSampler or TrainingSampler"
+        )
+    if keys.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return None
+    count = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    segments = [{"annotations": x["segments_info"]} for x in dicts]
+    return RepeatFactorTrainingSampler(
+        count(segments, keys.REPEAT_THRESHOLD, sqrt=keys.REPEAT_SQRT), seed=cfg.SEED if cfg.SEED >= 0 else None
+    )
 
 
 def _on_main_process(check: Callable[[], None]) -> None:

@@ -52,7 +52,7 @@ def evaluate_one_image(trainer: type[DefaultTrainer], cfg: CfgNode, model: torch
     one_image = _OneImage(trainer, folder)
     evaluate = partial(vars(DefaultTrainer)["test"].__func__, one_image, _with_folder(cfg, folder), model)
     try:
-        with _unchanged(model, cfg.DATASETS.TEST), _quiet():
+        with _unchanged(model, cfg.DATASETS.TEST), quiet():
             # A training of no step: its hook calls the evaluation and checks the results as in a real one.
             loop = TrainerBase()
             loop.register_hooks([hooks.EvalHook(0, evaluate)])
@@ -174,7 +174,7 @@ def _unchanged(model: torch.nn.Module, dataset_names: Collection[str]) -> Iterat
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Neither prints nor log lines below an error are shown: warnings will come in the real evaluation."""
     level = logging.root.manager.disable
     logging.disable(max(level, logging.WARNING))

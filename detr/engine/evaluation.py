@@ -99,17 +99,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             "pascal_voc": PascalVOCDetectionEvaluator,
         }
         return by_kind[kind](dataset_name)
-    options = {"tasks": _tasks(cfg), "output_dir": folder, "backend": cfg.TEST.COCO_BACKEND}
     evaluators: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg") and not is_detr(cfg):  # Detr gives no semantic segmentation
         evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
-    if kind == "coco_panoptic_seg" and is_detr(cfg):
-        if MetadataCatalog.get(dataset_name).get("json_file"):  # optional in Detectron2's register_coco_panoptic
-            evaluators.append(ThingsEvaluator(dataset_name, **options))
-        else:
-            logger.info("%s has no json_file with instance annotations: no AP", dataset_name)
-    elif kind in ("coco", "coco_panoptic_seg"):
-        evaluators.append(FastCOCOEvaluator(dataset_name, **options))
+    instances = instance_evaluator(cfg, dataset_name, output_dir=folder)
+    if instances is not None:
+        evaluators.append(instances)
     if kind == "coco_panoptic_seg" and measures_pq(cfg, dataset_name):
         evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
     if kind == "lvis":
@@ -119,6 +114,22 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             f"no evaluator for the data set {dataset_name} of type {kind!r}: set its metadata's evaluator_type to coco"
         )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def instance_evaluator(cfg: CfgNode, dataset_name: str, **options: Any) -> FastCOCOEvaluator | None:
+    """The one for AP of boxes and masks; None for a data set without instance annotations in COCO's terms.
+
+    options: of FastCOCOEvaluator
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    options = {"tasks": _tasks(cfg), "backend": cfg.TEST.COCO_BACKEND, **options}
+    if kind == "coco_panoptic_seg" and is_detr(cfg):
+        if MetadataCatalog.get(dataset_name).get("json_file"):  # optional in Detectron2's register_coco_panoptic
+            return ThingsEvaluator(dataset_name, **options)
+        logger.info("%s has no json_file with instance annotations: no AP", dataset_name)
+    elif kind in ("coco", "coco_panoptic_seg"):
+        return FastCOCOEvaluator(dataset_name, **options)
+    return None
 
 
 def _tasks(cfg: CfgNode) -> tuple[str, ...] | None:

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from detr.checkpoint import DetrCheckpointer
 from detr.config_node import was_set
 from detr.data.dataset_mapper import DetrDatasetMapper
+from detr.data.loading import load_dataset
 from detr.data.metadata import is_panoptic
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine import data_checks, evaluation, solver
@@ -50,11 +51,13 @@ class Trainer(DefaultTrainer):
         if not self._overrides("build_test_loader", "build_evaluator", "test"):
             data_checks.check_test_sets(cfg)
         dicts: list[dict[str, Any]] = []
+        num_images = 0
         if not self._overrides("build_train_loader"):
             dicts = data_checks.check_training_sets(cfg)
+            num_images = len(dicts)
         elif solver.needs_data_size(cfg):
-            dicts = data_checks.load_training_sets(cfg)
-        cfg = solver.schedule_in_iterations(cfg, len(dicts))
+            num_images = data_checks.count_training_images(cfg)
+        cfg = solver.schedule_in_iterations(cfg, num_images)
         with _keep_for_loader(cfg, dicts):
             super().__init__(cfg)
         # Saves memory: the gradients of the last step are freed before the forward pass.
@@ -133,15 +136,19 @@ class Trainer(DefaultTrainer):
         """With the mapper of the data set's kind: boxes and masks, or panoptic segments."""
         if not is_detr(cfg):
             return build_detection_train_loader(cfg)  # keypoints, proposals: Detectron2 loads what it needs
-        mapper = DetrPanopticMapper if is_panoptic(cfg.DATASETS.TRAIN[0]) else DetrDatasetMapper
+        panoptic = is_panoptic(cfg.DATASETS.TRAIN[0])
+        mapper = (DetrPanopticMapper if panoptic else DetrDatasetMapper)(cfg, is_train=True)
         loaded = _loaded.get()
-        dicts = loaded[1] if loaded is not None and loaded[0] == _source(cfg) else None
-        return build_detection_train_loader(cfg, mapper=mapper(cfg, is_train=True), dataset=dicts)
+        dicts = loaded[1] if loaded and loaded[0] == _source(cfg) else data_checks.load_training_sets(cfg)
+        sampler = data_checks.panoptic_sampler(cfg, dicts) if panoptic else None
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts, sampler=sampler)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        mapper = DetrDatasetMapper(cfg, is_train=False) if is_detr(cfg) else None
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        if not is_detr(cfg):
+            return build_detection_test_loader(cfg, dataset_name)
+        mapper, workers = DetrDatasetMapper(cfg, is_train=False), cfg.DATALOADER.NUM_WORKERS
+        return build_detection_test_loader(load_dataset(dataset_name), mapper=mapper, num_workers=workers)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 import logging
@@ -8,15 +9,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 
-from detr.data.checks import (
-    check_classes,
-    check_dicts,
-    check_files,
-    check_registered,
-    check_same_classes,
-    load_dicts,
-)
+from detr.data.annotations import clean_dicts
+from detr.data.checks import check_classes, check_dicts, check_same_classes
 from detr.data.dataset_mapper import DetrDatasetMapper
+from detr.data.loading import check_files, check_registered, load_dicts
+from detr.data.statistics import box_statistics, warn_of_surplus
 from detr.errors import InputError
 
 
@@ -79,17 +76,18 @@ def test_the_classes_of_a_users_set_are_known_once_it_is_loaded(coco_set):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (coco(labels=(1, 3)), "KeyError: .*category_id=3"),
-        ("{ not JSON", "JSONDecodeError"),
-        ({**coco(), "images": [], "annotations": []}, "is empty"),
-        (coco(labels=()), "No valid data|No images"),
+        (coco(labels=(1, 3)), r"annotation 2 has the category_id 3, which is no id of the categories"),
+        ("{ not JSON", "cannot be read as JSON .*JSONDecodeError"),
+        ({**coco(), "images": [], "annotations": []}, "the data set mine is empty"),
+        (coco(labels=()), "no image of the data set mine has an object"),
     ],
 )
 def test_a_damaged_annotation_file_is_an_error(coco_set, content, reason):
     name = coco_set(content)
-    with pytest.raises(InputError, match=f"the data set mine cannot be loaded .*({reason})") as error:
+    with pytest.raises(InputError, match=reason) as error:
         load_dicts([name], filter_empty=True)
     assert "\n" not in str(error.value)
+    assert "mine" in str(error.value)
 
 
 def test_classes_in_another_order_are_an_error(coco_set):
@@ -108,57 +106,113 @@ def test_another_number_of_classes_is_an_error():
 
 BOX = [0, 0, 5, 5]
 MISSING = "missing"  # the key is left out
-BAD_BOXES = [[1, 2, 3], ["a", 1, 2, 3], ["1", "2", "3", "4"], [float("nan"), 1, 2, 3], [1, 2, 3, float("inf")], None, 7]
+NO_BOXES = [[1, 2, 3], ["a", 1, 2, 3], ["1", "2", "3", "4"], [float("nan"), 1, 2, 3], [1, 2, 3, float("inf")], None, 7]
+NO_BOXES += [[1, 2, 3, 4, 5], [[1, 2, 3, 4]], "1, 2, 3, 4", [10**400, 0, 1, 1], np.zeros((1, 4)), {}]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         *[(key, MISSING, f"without '{key}'") for key in ("bbox", "bbox_mode", "category_id")],
-        *[("bbox", box, "with the bbox .*: it must be 4 finite numbers") for box in BAD_BOXES],
-        ("bbox_mode", BoxMode.XYXY_REL, r"with the bbox_mode .*XYXY_REL.*: it must be BoxMode\.XYXY_ABS or"),
+        *[("bbox", box, "with the bbox .*: it must be 4 finite numbers") for box in NO_BOXES],
+        ("bbox", [0, 0, 1e30, 5], r"is 32 x 24 pixels .*the bbox \[0, 0, 1e\+30, 5\]"),
+        *[("bbox_mode", mode, "with the bbox_mode") for mode in (BoxMode.XYWHA_ABS, 9, "XYXY_ABS", None)],
         ("category_id", 4, r"of category 4, outside \[0, 4\)"),
         ("category_id", -1, "of category -1, outside"),
-        *[("segmentation", x, r"without a segmentation, .*MODEL\.MASK_ON False") for x in (MISSING, None, [])],
+        *[("category_id", label, "with the category_id") for label in (1.5, "1", None, float("nan"), [1])],
+        *[("iscrowd", value, "with the iscrowd") for value in (2, -1, "yes", 0.5, [1])],
+        *[("segmentation", x, r"without a segmentation.*MODEL\.MASK_ON False") for x in (MISSING, None, [], [BOX])],
+        *[
+            ("segmentation", x, "with a segmentation that cannot be read")
+            for x in (7, "polygon", [[0, 0, 5, 0, "5", 5]], {"size": [24, 32]})
+        ],
+        *[
+            ("segmentation", [[0, 0, x, 0, 5, 5]], "with a segmentation that cannot be read")
+            for x in (1e8, float("nan"), None, "5")
+        ],
     ],
-    ids=str,
+    ids=lambda x: str(x)[:40],
 )
 def test_the_first_image_with_a_bad_object_is_named(key, value, message):
     good = {**entry("", [BOX])["annotations"][0], "segmentation": [[0, 0, 5, 0, 5, 5]]}
     bad = {**good, key: value}
     if value is MISSING:
         del bad[key]
-    objects = {"crowd.jpg": [good, {**bad, "iscrowd": 1}], "good.jpg": [good], "b.jpg": [good, bad], "a.jpg": [bad]}
+    objects = {"good.jpg": [good], "b.jpg": [good, bad], "a.jpg": [bad]}
     dicts = [{**entry(name), "annotations": annotations} for name, annotations in objects.items()]
-    check_dicts(dicts[:2], 4, 20, masks=True)
-    with pytest.raises(InputError, match=rf"^b\.jpg has an object {message}"):
-        check_dicts(dicts, 4, 20, masks=True)
+    with pytest.raises(InputError, match=rf"^b\.jpg (has an object )?{message}") as error:
+        check_dicts("mine", clean_dicts(dicts), 4, masks=True)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
     if key == "segmentation":
-        check_dicts(dicts, 4, 20)
+        check_dicts("mine", clean_dicts(dicts), 4)
 
 
-def test_a_training_set_without_any_object_is_an_error():
+def clean(**changes):
+    """An annotation with these values as it is after cleaning."""
+    obj = {**entry("", [BOX])["annotations"][0], **changes}
+    (x,) = clean_dicts([{**entry("a.jpg"), "annotations": [obj]}])
+    return x["annotations"][0]
+
+
+def test_values_of_one_reading_are_taken():
+    assert clean(category_id=2.0)["category_id"] == 2
+    assert clean(category_id=np.int64(2))["category_id"] == 2
+    assert [clean(iscrowd=x)["iscrowd"] for x in (None, False, 0, "0", 0.0, True, 1, "1")] == [0] * 5 + [1] * 3
+    assert list(clean(bbox=np.array([1, 2, 3, 4], dtype=np.uint8))["bbox"]) == [1, 2, 3, 4]
+    assert clean(bbox=(1, 2, 3, 4), bbox_mode=0.0)["bbox_mode"] is BoxMode.XYXY_ABS
+    relative = clean(bbox=[0.25, 0.5, 0.5, 0.25], bbox_mode=BoxMode.XYWH_REL)
+    assert (relative["bbox"], relative["bbox_mode"]) == ([8, 12, 16, 6], BoxMode.XYWH_ABS)
+
+
+def test_fields_of_images_of_one_reading_are_taken(images):
+    sizes = {"width": "32", "height": 24.0}
+    (x,) = clean_dicts([{"file_name": images[0], **sizes, "annotations": None}])
+    assert x == {"file_name": str(images[0]), "width": 32, "height": 24, "annotations": []}
+    assert clean_dicts([{"file_name": str(images[0]), "width": None}]) == [x]  # from the file
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("file_name", value) for value in (None, "", 7)],
+        *[(key, value) for key in ("width", "height") for value in (0, -1, "wide", 31.5, [32], True, 10**400)],
+        *[("annotations", value) for value in ({}, "none", 3)],
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_fields_of_images_without_a_reading_are_errors(key, value):
+    x = {**entry("a.jpg", [BOX]), key: value}
+    where = "image 1 of the data set" if key == "file_name" else r"a\.jpg"
+    with pytest.raises(InputError, match=rf"^{where} has .*{key}"):
+        clean_dicts([entry("b.jpg", [BOX]), x])
+
+
+def test_the_data_set_that_is_given_stays_as_it_is():
+    dicts = [{**entry("a.jpg", [BOX]), "width": "32"}, {"file_name": "b.jpg"}]
+    dicts[0]["annotations"][0]["category_id"] = 1.0
+    before = copy.deepcopy(dicts)
+    clean_dicts(dicts)
+    assert dicts == before
+
+
+@pytest.mark.parametrize("box", [[0, 0, 0, 0], [5, 5, -3, 4], [40, 0, 5, 5]])
+def test_a_data_set_whose_boxes_are_all_dropped_is_an_error(box):
     crowd = entry("c.jpg", [BOX])
     crowd["annotations"][0]["iscrowd"] = 1
-    with pytest.raises(InputError, match="no object at all"):
-        check_dicts([entry("a.jpg"), {"file_name": "b.jpg"}, crowd], 4, 20)
+    dicts = clean_dicts([entry("a.jpg", [box, box]), {"file_name": "b.jpg"}, crowd])
+    with pytest.raises(InputError, match=r"no object is left in the data set mine: of its 3 .* 1 are crowds, and 2"):
+        check_dicts("mine", dicts, 4)
+    check_dicts("mine", clean_dicts([entry("a.jpg")]), 4)  # without annotations, as a test set may be
 
 
-def test_degenerate_boxes_and_surplus_objects_are_counted(caplog):
+def test_surplus_objects_are_counted(caplog):
     caplog.set_level(logging.WARNING)
-    dicts = [
-        entry("a.jpg", [[0, 0, 5, 5], [1, 1, 0, 4], [2, 2, 3, -1], [40, 2, 3, 3]]),  # the last is outside
-        entry("b.jpg", [[0, 0, 5, 5]] * 4),
-        entry("c.jpg", [[0, 0, 5, 5]] * 6),
-    ]
-    check_dicts(dicts, 4, 3)
-    degenerate, surplus = caplog.messages
-    assert degenerate.startswith("3 degenerate boxes")
-    assert "a.jpg" in degenerate
-    assert surplus.startswith("2 images have more objects than the 3 queries, up to 6 in c.jpg")
+    warn_of_surplus([entry("a.jpg"), entry("b.jpg"), entry("c.jpg")], [3, 4, 6], 3)
+    assert caplog.messages[0].startswith("2 images have more objects than the 3 queries, up to 6 in c.jpg")
 
 
-def test_the_degenerate_boxes_are_those_that_the_mapper_drops(caplog, images):
+def test_the_boxes_that_are_counted_are_those_that_the_mapper_drops(caplog, images):
     """Boxes of both modes, of integers, floats and arrays, drawn around the border of the image."""
     caplog.set_level(logging.WARNING)
     rng = np.random.default_rng(0)
@@ -170,21 +224,13 @@ def test_the_degenerate_boxes_are_those_that_the_mapper_drops(caplog, images):
                 box = rng.integers(-8, 40, 4).tolist() if kind is tuple else rng.uniform(-8, 40, 4).tolist()
                 x["annotations"].append({"bbox": kind(box), "bbox_mode": mode, "category_id": 0})
     mapper = DetrDatasetMapper(is_train=True, augmentations=[], image_format="RGB", num_classes=1)
-    sized = [{**x, "width": 32, "height": 24} for x in dicts]
-    check_dicts(sized, 1, 1000)
-    dropped = sum(len(x["annotations"]) - len(mapper(x)["instances"]) for x in sized)
+    row = box_statistics("mine", clean_dicts(dicts), ["cat"])
+    kept = sum(len(mapper(x)["instances"]) for x in dicts)
+    dropped = sum(len(x["annotations"]) for x in dicts) - kept
     assert 100 < dropped < 380
-    assert caplog.messages == [
-        f"{dropped} degenerate boxes (no width or no height inside the image) are dropped; the first is in {images[0]}"
-    ]
-    caplog.clear()
-    check_dicts(dicts, 1, 1000)  # boxes right of and below an image of unknown size count as inside
-    assert int(caplog.messages[0].split()[0]) < dropped
-
-
-def test_crowds_need_no_queries(caplog):
-    crowd = entry("a.jpg", [[0, 0, 5, 5]] * 9)
-    for obj in crowd["annotations"]:
-        obj["iscrowd"] = 1
-    check_dicts([crowd, entry("b.jpg", [[0, 0, 5, 5]])], 4, 3)
-    assert not caplog.messages
+    assert row["boxes without area in the image, dropped"] == dropped
+    assert row["objects"] == kept
+    assert caplog.messages[0] == (
+        f"mine: {dropped} of 480 boxes are dropped, neither learned nor evaluated, because they have no width or no "
+        f"height inside the image; the first is in {images[0]}"
+    )

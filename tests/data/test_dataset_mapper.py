@@ -94,7 +94,7 @@ MISTAKES = [
     ([annotation([10, 10, 50, 50], 4)], {}, r"image\.png has an object of category 4, outside \[0, 4\)"),
     ([{"bbox": [1, 2, 3, 4], "category_id": 0}], {}, r"image\.png has an object without 'bbox_mode'"),
     ([annotation([10, 10, float("nan"), 50])], {}, r"image\.png has an object with the bbox .* 4 finite numbers"),
-    ([{**annotation([0, 0, 1, 1]), "bbox_mode": BoxMode.XYWH_REL}], {}, r"image\.png has .*bbox_mode .*XYXY_ABS or"),
+    ([{**annotation([0, 0, 1, 1]), "bbox_mode": BoxMode.XYWHA_ABS}], {}, r"image\.png has .*bbox_mode .*XYXY_ABS or"),
     ([], {"width": 321}, r"image\.png is 320 x 240 pixels .* says 321 x 240"),
     ([], {"file_name": __file__}, r"cannot read the image .*test_dataset_mapper\.py \(UnidentifiedImageError"),
     ([], {"file_name": "gone.jpg"}, r"cannot read the image gone\.jpg \(FileNotFoundError"),

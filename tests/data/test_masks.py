@@ -59,13 +59,18 @@ def test_polygons_that_overlap_are_joined():
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([[1, 2, 3, 2]], r"cannot be read .*4 numbers \[1\.0, 2\.0, 3\.0, 2\.0\]"),  # pycocotools would take a box
-        ([[1, 2, 3, 2, 3, 5, 1]], "cannot be read .*7 numbers"),
+        ([[1, 2, 3, 2]], "an object without a segmentation"),  # pycocotools would take a box
+        ([[1, 2, 3, 2, 3, 5, 1]], "an object without a segmentation"),
         ([[1, 2, 3, 2, 3, float("nan")]], "cannot be read .*6 numbers"),
-        ([1, 2, 3, 2, 3, 5], "cannot be read .*1 numbers"),  # one polygon, not a list of them
+        ([[1, 2, 3, 2, 3, 1e8]], r"cannot be read .*a polygon reaches 100000000\.0"),  # pycocotools crashes
         ("RLE", "cannot be read"),
         ({"size": [6, 8]}, "cannot be read .*counts"),
-        ({"size": [6, 8], "counts": [8, 300]}, "cannot be read"),
+        *[
+            ({"size": [6, 8], "counts": x}, "cannot be read")
+            for x in ([8, 300], [8, 9], [-8, 56], [8.5, 39.5], [], None)
+        ],
+        *[({"size": [6, 8], "counts": x}, "cannot be read") for x in ("", "~~~~", "PPPPPP", "0", b"\xff", "\u00e9")],
+        *[({"size": x, "counts": [48]}, "cannot be read") for x in (None, ["six", 8], [6], 48)],
         ({"size": [8, 6], "counts": [48]}, r"is 8 x 6 pixels .*is for 6 x 8"),
         (np.zeros((6, 7)), r"is 8 x 6 pixels .*is for 7 x 6"),
     ],
@@ -75,6 +80,24 @@ def test_a_bad_segmentation_names_the_file(segmentation, message):
     with pytest.raises(InputError, match=rf"x\.jpg .*{message}") as error:
         rasterize(segmentation, SIZE, "x.jpg")
     assert "\n" not in str(error.value)
+
+
+def test_a_polygon_need_not_be_in_a_list_and_may_be_of_points():
+    mask = rasterize([[0, 0, 4, 0, 4, 4, 0, 4]], SIZE, "x.jpg")
+    assert mask.sum() == 16
+    for notation in ([0, 0, 4, 0, 4, 4, 0, 4], [[[0, 0], [4, 0], [4, 4], [0, 4]]], ((0, 0, 4, 0, 4, 4, 0, 4),)):
+        assert (rasterize(notation, SIZE, "x.jpg") == mask).all()
+    assert (rasterize([[0, 0, 5, 5], [0, 0, 4, 0, 4, 4, 0, 4], [1]], SIZE, "x.jpg") == mask).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_runs_of_a_compressed_rle_are_those_of_its_pixels(seed):
+    random = np.random.default_rng(seed)
+    mask = random.random((60, 700)) < random.choice([0.002, 0.5, 0.998])
+    rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert (rasterize(rle, mask.shape, "x.jpg") == mask).all()
+    with pytest.raises(InputError, match="cannot be read"):  # one run less
+        rasterize({**rle, "counts": rle["counts"][:-1]}, mask.shape, "x.jpg")
 
 
 def mapper(*augmentations):

@@ -208,11 +208,27 @@ def registered(request, tmp_path):
 
 
 @pytest.mark.parametrize("registered", [0], indirect=True)
-def test_what_hotcoco_cannot_count_pycocotools_does(registered, tmp_path, caplog):
+def test_an_annotation_with_the_id_0_counts_like_others(registered, tmp_path, caplog):
+    """pycocotools takes a match with it for none."""
     name, pairs = registered
     options = {"tasks": ("bbox",), "output_dir": str(tmp_path / "inference")}
+    results = [evaluate(FastCOCOEvaluator(name, backend=x, **options), pairs) for x in ("hotcoco", "pycocotools")]
+    assert "hotcoco cannot" not in caplog.text
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    truth["annotations"][0]["id"] = 10**6
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    reference = evaluate(COCOEvaluator(name, **options), pairs)
+    for result in results:
+        assert result["bbox"] == pytest.approx(reference["bbox"], rel=0, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("registered", [5], indirect=True)
+def test_what_hotcoco_cannot_count_pycocotools_does(registered, tmp_path, caplog):
+    name, pairs = registered
+    pairs[-1][1]["instances"].scores[0] = float("inf")
+    options = {"tasks": ("bbox",), "output_dir": str(tmp_path / "inference")}
     results = evaluate(FastCOCOEvaluator(name, backend="hotcoco", **options), pairs)
-    assert "with pycocotools, for hotcoco cannot: an annotation has the id 0" in caplog.text
+    assert "with pycocotools, for hotcoco cannot: predictions have scores or boxes that are not finite" in caplog.text
     reference = evaluate(COCOEvaluator(name, **options), pairs)
     assert results["bbox"] == pytest.approx(reference["bbox"], rel=0, abs=0, nan_ok=True)
     assert results["bbox"]["AP"] > 5

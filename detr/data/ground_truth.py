@@ -1,0 +1,191 @@
+"""What the COCO evaluator compares detections with: the same objects that the mapper makes targets of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode
+from pycocotools import mask as mask_util
+
+from detr.data.annotations import check_labels, clean_dicts, decide, shown, size_of
+from detr.data.boxes import boxes_to_xyxy
+from detr.data.coco_file import class_ids, coco_dicts, read_coco
+from detr.data.loading import check_unique_images, load_dataset
+from detr.data.masks import encode, has_segmentation
+from detr.errors import InputError
+
+LARGEST_AREA = 1e10  # COCO's evaluation ignores what is larger
+TOLERANCE = 1.0  # pixels by which a box may reach over the border, as COCO's rounded ones do
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """
+    content: in COCO's format; without "annotations" where the data set has none
+    contiguous: category id -> contiguous id
+    clipped: ids of images with boxes that are clipped here, because they reach over the border by more than a pixel.
+        Detections must be clipped there too.
+    """
+
+    content: dict[str, Any]
+    contiguous: Mapping[Any, int]
+    clipped: frozenset[Any] = frozenset()
+
+
+def load_truth(dataset_name: str, masks: bool) -> GroundTruth:
+    """The ground truth of a data set, from its ``json_file`` or, where it has none, from its dicts; never from a cache.
+
+    masks: whether every annotation needs a segmentation, which becomes an RLE. Keypoints are left to Detectron2: a
+        file that has any is returned as it is.
+
+    Raises InputError as ``load_dataset`` does, and for categories that the metadata does not have.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    path = metadata.get("json_file")
+    if path:
+        content = read_coco(path)
+        contiguous = _contiguous_ids(dataset_name, path, content)
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        if "annotations" not in content or any("keypoints" in x for x in content["annotations"]):
+            return GroundTruth(content, contiguous)
+        dicts = coco_dicts(content, path, metadata.get("image_root") or "", contiguous, extra_keys=("area",))
+        return make_truth(clean_dicts(dicts), names, contiguous, masks)
+    dicts = load_dataset(dataset_name)
+    check_unique_images(dataset_name, dicts)
+    classes = metadata.get("thing_classes")
+    if classes is None:  # numbers will do
+        labels = [obj["category_id"] for x in dicts for obj in x["annotations"]]
+        classes = [str(label) for label in range(max(labels, default=-1) + 1)]
+    for x in dicts:
+        check_labels(x["annotations"], len(classes), x["file_name"])
+    contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(classes))}
+    names = {key: classes[index] for key, index in contiguous.items()}
+    return make_truth(dicts, names, contiguous, masks)
+
+
+def _contiguous_ids(name: str, path: str, content: Mapping[str, Any]) -> dict[Any, int]:
+    """Category id -> contiguous id by the metadata; without it as Detectron2's loader would number them."""
+    metadata, by_file = MetadataCatalog.get(name), class_ids(content)
+    known = metadata.get("thing_dataset_id_to_contiguous_id")
+    if known is not None:
+        if missing := by_file.keys() - known.keys():
+            raise InputError(
+                f"{path} of the data set {name} has the category id {shown(min(missing, key=str))}, which is not in "
+                "its metadata's thing_dataset_id_to_contiguous_id: correct one of them"
+            )
+        return dict(known)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    classes = metadata.get("thing_classes")
+    if classes is not None and list(classes) != [names[key] for key in by_file]:
+        raise InputError(
+            f"the data set {name} has the thing_classes {shown(list(classes))}, but {path} has "
+            f"{shown(list(names.values()))}: set its metadata's thing_dataset_id_to_contiguous_id, or correct one"
+        )
+    return by_file
+
+
+def make_truth(
+    dicts: Sequence[dict[str, Any]], names: Mapping[Any, str], contiguous: Mapping[Any, int], masks: bool
+) -> GroundTruth:
+    """
+    dicts: clean dataset dicts with contiguous labels; an annotation may have an ``area``
+    names: category id -> name; contiguous: category id -> contiguous id
+    masks: as ``load_truth``
+
+    What COCO's evaluation would misread is set right: annotations are numbered from 1, an ``area`` that cannot be is
+    that of the mask or the box, and dropped objects are left out.
+    """
+    ids = {index: key for key, index in contiguous.items()}
+    flat = list(chain.from_iterable(x["annotations"] for x in dicts))
+    counts = [len(x["annotations"]) for x in dicts]
+    height, width = (np.repeat([size_of(x)[i] for x in dicts], counts) for i in (0, 1))
+    fates = decide(flat, height, width)
+    outside = np.abs(boxes_to_xyxy(flat) - fates.boxes).max(axis=1, initial=0) > TOLERANCE
+    annotations: list[dict[str, Any]] = []
+    clipped = set()
+    images = chain.from_iterable([x] * count for x, count in zip(dicts, counts, strict=True))
+    for x, obj, box, dropped, is_outside in zip(images, flat, fates.boxes, fates.dropped, outside, strict=True):
+        if dropped:
+            continue
+        x1, y1, x2, y2 = map(float, box)
+        bbox = [x1, y1, x2 - x1, y2 - y1] if is_outside else _to_xywh(obj)
+        if is_outside:
+            clipped.add(x["image_id"])
+        annotation = {
+            "id": len(annotations) + 1,
+            "image_id": x["image_id"],
+            "category_id": ids[obj["category_id"]],
+            "bbox": bbox,
+            "iscrowd": obj.get("iscrowd", 0),
+        }
+        if masks:
+            annotation["segmentation"] = _as_text(encode(obj.get("segmentation"), size_of(x), x["file_name"]))
+        annotation["area"] = _area(obj, annotation, x)
+        annotations.append(annotation)
+    sizes = ("height", "width")
+    content = {
+        "images": [{"id": x["image_id"], **{key: x[key] for key in sizes if key in x}} for x in dicts],
+        "categories": [{"id": key, "name": name} for key, name in names.items()],
+        "annotations": annotations,
+    }
+    return GroundTruth(content, contiguous, frozenset(clipped))
+
+
+def check_same_images(name: str, dicts: Sequence[dict[str, Any]], truth: GroundTruth) -> None:
+    """Raises InputError where the data set has an image that its ``json_file`` does not have, or lacks one that has
+    objects there, which would count as missed.
+    """
+    loaded, known = {x["image_id"] for x in dicts}, {image["id"] for image in truth.content["images"]}
+    annotated = {annotation["image_id"] for annotation in truth.content.get("annotations", [])}
+    path = MetadataCatalog.get(name).get("json_file")
+    for ids, has, whose in (
+        (loaded - known, "has", "does not have"),
+        (annotated - loaded, "lacks", "has, with objects that would count as missed"),
+    ):
+        if ids:
+            image = shown(min(ids, key=str))
+            raise InputError(
+                f"the data set {name} {has} the image with the id {image}, which {path} {whose}: both must be of the "
+                "same images"
+            )
+
+
+def as_detections(truth: GroundTruth) -> list[dict[str, Any]]:
+    """The objects of the ground truth in COCO's format of results, with contiguous classes and a score of 1."""
+    keys = ("image_id", "bbox", "segmentation")
+    return [
+        {
+            **{key: x[key] for key in keys if key in x},
+            "category_id": truth.contiguous[x["category_id"]],
+            "score": 1.0,
+        }
+        for x in truth.content.get("annotations", [])
+        if not x.get("iscrowd")
+    ]
+
+
+def _to_xywh(obj: Mapping[str, Any]) -> list[float]:
+    x, y, a, b = map(float, obj["bbox"])
+    return [x, y, a, b] if obj["bbox_mode"] == BoxMode.XYWH_ABS else [x, y, a - x, b - y]
+
+
+def _as_text(rle: dict[str, Any]) -> dict[str, Any]:
+    counts = rle["counts"]
+    return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def _area(obj: Mapping[str, Any], annotation: Mapping[str, Any], x: dict[str, Any]) -> float:
+    """In pixels: as annotated; where that cannot be, of the mask or, without a mask, of the box."""
+    area = obj.get("area")
+    if isinstance(area, (int, float)) and not isinstance(area, bool) and 0 < area <= LARGEST_AREA:
+        return float(area)
+    rle = annotation.get("segmentation")
+    if rle is None and has_segmentation(dict(obj)):
+        try:
+            rle = encode(obj["segmentation"], size_of(x), x["file_name"])
+        except InputError:
+            rle = None  # only the size class of a box depends on it
+    return float(mask_util.area(rle)) if rle is not None else annotation["bbox"][2] * annotation["bbox"][3]
