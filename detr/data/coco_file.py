@@ -13,6 +13,8 @@ from detr.errors import InputError
 
 Content = dict[str, Any]
 
+LARGEST_ID = 2**63  # numpy has no integers from here on, and rounds them
+
 
 def read_json(path: str) -> Any:
     """A JSON file's content. Raises InputError where it cannot be read."""
@@ -60,9 +62,9 @@ def _check_ids(path: str, kind: str, entries: list[Content]) -> set[int | str]:
     seen: set[int | str] = set()
     first: Any = None
     for index, entry in enumerate(entries):
-        if type(entry.get("id")) is not int:
-            entry["id"] = _as_id(entry.get("id"), f"{path}: number {index} of the {kind} has the id")
-        value = entry["id"]
+        value = entry.get("id")
+        if type(value) is not int or abs(value) >= LARGEST_ID:
+            value = entry["id"] = _as_id(value, f"{path}: number {index} of the {kind} has the id")
         first = value if first is None else first
         if type(value) is not type(first):
             raise InputError(
@@ -98,7 +100,7 @@ def _as_id(value: Any, what: str) -> int | str:
     if isinstance(value, str) and value:
         return value
     number = None if isinstance(value, str) else as_whole_number(value)
-    if number is None or abs(number) >= 2**63:  # numpy has no larger ones, and rounds them
+    if number is None or abs(number) >= LARGEST_ID:
         raise InputError(f"{what} {shown(value)}: it must be a whole number or a text")
     return number
 

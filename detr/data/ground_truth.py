@@ -48,7 +48,8 @@ def load_truth(dataset_name: str, masks: bool) -> GroundTruth:
     if path:
         content = read_coco(path)
         contiguous = _contiguous_ids(dataset_name, path, content)
-        names = {category["id"]: category["name"] for category in content["categories"]}
+        # A panoptic set may list stuff too, of which there are no instances.
+        names = {x["id"]: x["name"] for x in content["categories"] if x["id"] in contiguous}
         if "annotations" not in content or any("keypoints" in x for x in content["annotations"]):
             return GroundTruth(content, contiguous)
         dicts = coco_dicts(content, path, metadata.get("image_root") or "", contiguous, extra_keys=("area",))
@@ -71,7 +72,8 @@ def _contiguous_ids(name: str, path: str, content: Mapping[str, Any]) -> dict[An
     metadata, by_file = MetadataCatalog.get(name), class_ids(content)
     known = metadata.get("thing_dataset_id_to_contiguous_id")
     if known is not None:
-        if missing := by_file.keys() - known.keys():
+        used = {annotation["category_id"] for annotation in content.get("annotations", [])}
+        if missing := used - known.keys():
             raise InputError(
                 f"{path} of the data set {name} has the category id {shown(min(missing, key=str))}, which is not in "
                 "its metadata's thing_dataset_id_to_contiguous_id: correct one of them"
