@@ -8,7 +8,7 @@ python train_net.py --config-file CFG --eval-only MODEL.WEIGHTS model.pth
 import argparse
 from typing import Any
 
-from detr.engine.defaults import parse_and_launch, setup
+from detr.engine.defaults import parse_and_launch, save_config, setup
 from detr.engine.trainer import Trainer
 
 
@@ -19,6 +19,7 @@ def main(args: argparse.Namespace) -> Any:
         return Trainer.evaluate(cfg, resume=args.resume)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    save_config(cfg)
     return trainer.train()
 
 

@@ -62,12 +62,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not (args.eval_only or args.resume):
         check_output_folder(cfg.OUTPUT_DIR)
     cfg.freeze()
-    # Detectron2 writes config.yaml for an evaluation too, where it would replace that of the training.
-    trained_with = _read(cfg.OUTPUT_DIR, "config.yaml") if args.eval_only else None
+    # Detectron2 writes config.yaml now, where it would replace that of a training which is only evaluated, or cannot
+    # be resumed like this.
+    trained_with = _read(cfg.OUTPUT_DIR, "config.yaml") if args.eval_only or resumes else None
     default_setup(cfg, args)
-    if trained_with is not None and comm.is_main_process():
-        with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
-            file.write(trained_with)
+    if trained_with is not None:
+        _write_config(cfg.OUTPUT_DIR, trained_with)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
     if args.resume and not resumes:
@@ -106,6 +106,17 @@ def start_from_frozen_weights(cfg: CfgNode) -> None:
         check_weights(frozen, key="MODEL.DETR.FROZEN_WEIGHTS")
         print(f"MODEL.DETR.FROZEN_WEIGHTS: starting from {frozen}, with the box model frozen, not from MODEL.WEIGHTS")
         cfg.MODEL.WEIGHTS = frozen
+
+
+def save_config(cfg: CfgNode) -> None:
+    """Writes OUTPUT_DIR/config.yaml, which ``setup`` left as it was where a training is resumed."""
+    _write_config(cfg.OUTPUT_DIR, str(cfg.dump()))
+
+
+def _write_config(folder: str, text: str) -> None:
+    if comm.is_main_process():
+        with PathManager.open(os.path.join(folder, "config.yaml"), "w") as file:
+            file.write(text)
 
 
 def _read(folder: str, name: str) -> str | None:

@@ -97,9 +97,10 @@ def test_a_file_of_weights_alone_is_refused(shapes_root, run_config):
 
 @pytest.mark.slow
 def test_the_script_ends_with_one_line(shapes_root, run_config):
-    """Status 2, no traceback, no signal; the checkpoints stay as they are."""
+    """Status 2, no traceback, no signal; the checkpoints and the config stay as they are."""
     cfg = run_config({"DATASETS.TEST": "()"})
     train(cfg)
+    Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
     before = digests(cfg.OUTPUT_DIR)
     settings = {**TINY, **SHORT, "DATASETS.TEST": "()", "OUTPUT_DIR": cfg.OUTPUT_DIR, "SOLVER.MAX_ITER": 4}
     opts = as_opts({**settings, "MODEL.DETR.NUM_OBJECT_QUERIES": 30})
@@ -114,5 +115,5 @@ def test_the_script_ends_with_one_line(shapes_root, run_config):
 
 
 def digests(folder):
-    files = [*Path(folder).glob("*.pth"), Path(folder) / "last_checkpoint"]
+    files = [*Path(folder).glob("*.pth"), Path(folder) / "last_checkpoint", Path(folder) / "config.yaml"]
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
