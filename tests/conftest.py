@@ -91,6 +91,16 @@ def coco_panoptic() -> Iterator[str]:
 
 
 @pytest.fixture
+def registered() -> Iterator[list[str]]:
+    """The names of data sets that the test has registered, which are forgotten after it."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in the place of the user's cache of downloads."""
     folder = tmp_path / "cache"

@@ -1,8 +1,7 @@
-"""Images of a user's, and data sets that are forgotten after the test."""
+"""Images of a user's."""
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 
@@ -14,13 +13,3 @@ def images(tmp_path):
     for path in paths:
         Image.fromarray(noise).save(path)
     return paths
-
-
-@pytest.fixture
-def registered():
-    """The names of data sets that the test has registered."""
-    names = []
-    yield names
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)

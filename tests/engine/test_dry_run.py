@@ -105,15 +105,6 @@ def of_kind(registered, name, kind, **attributes):
     return f"('{name}',)"
 
 
-@pytest.fixture
-def registered():
-    names = []
-    yield names
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
 @pytest.mark.parametrize("method", ["process", "evaluate"])
 def test_an_evaluator_that_fails_does_so_before_the_first_step(shapes_root, run_config, caplog, method):
     trainer, _ = trainer_with(fails_in=method)

@@ -30,9 +30,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def register(folder):
+def register(folder, registered):
     """register(change=..., name=...) registers a COCO file, to whose content the change was made."""
-    names = []
 
     def to_coco(change=None, name="mine"):
         annotations = [
@@ -50,20 +49,17 @@ def register(folder):
         path = folder / f"{name}.json"
         path.write_text(json.dumps(content))
         register_coco_instances(name, {}, str(path), str(folder))
-        names.append(name)
+        registered.append(name)
         return name
 
     def to_dicts(dicts, name="mine", **metadata):
         DatasetCatalog.register(name, lambda: dicts)
         MetadataCatalog.get(name).set(**metadata)
-        names.append(name)
+        registered.append(name)
         return name
 
     to_coco.dicts = to_dicts
-    yield to_coco
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return to_coco
 
 
 @pytest.fixture
