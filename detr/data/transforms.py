@@ -15,6 +15,8 @@ from PIL import Image
 
 # The shorter sides before a random crop (original training recipe): small enough that crops still show whole objects.
 PRE_CROP_SIZES = (400, 500, 600)
+# The original has no bound there. Only strips of more than 1 : 33 reach this one; without it, they fill the memory.
+PRE_CROP_MAX_SIZE = 20_000
 
 
 def resized_shape(height: int, width: int, size: int, max_size: float) -> tuple[int, int]:
@@ -24,7 +26,7 @@ def resized_shape(height: int, width: int, size: int, max_size: float) -> tuple[
     """
     shorter, longer = float(min(height, width)), float(max(height, width))
     if longer / shorter * size > max_size:
-        size = round(max_size * shorter / longer)
+        size = max(round(max_size * shorter / longer), 1)
     if size == shorter:
         return height, width
     if width < height:
@@ -87,7 +89,7 @@ def training_augmentations(
     if flip != "none":
         augmentations.append(T.RandomFlip(0.5, horizontal=flip == "horizontal", vertical=flip == "vertical"))
     if crop is not None:
-        steps = [ResizeShortestEdge(PRE_CROP_SIZES, np.inf, "choice"), T.RandomCrop(*crop)]
+        steps = [ResizeShortestEdge(PRE_CROP_SIZES, PRE_CROP_MAX_SIZE, "choice"), T.RandomCrop(*crop)]
         augmentations.append(T.RandomApply(T.AugmentationList(steps), prob=0.5))
     return [*augmentations, ResizeShortestEdge(min_sizes, max_size, sampling)]
 

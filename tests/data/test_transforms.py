@@ -17,10 +17,23 @@ from detr.data.transforms import ResizeShortestEdge, resized_shape, training_aug
         ((240, 640), 800, 1333, (500, 1333)),  # the longer side is bound: 1333 * 240 / 640 = 499.9
         ((240, 640), 800, math.inf, (800, 2133)),
         ((800, 1000), 800, 1333, (800, 1000)),  # nothing to do
+        ((2, 40000), 800, 1333, (1, 20000)),  # the original's shorter side would be 0
     ],
 )
 def test_sizes_by_hand(shape, size, bound, expected):
     assert resized_shape(*shape, size, bound) == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (30000, 3)])
+def test_images_of_extreme_shapes_fit_the_memory(shape):
+    """Before the crop, the original would make an image of 600 x 12,000,000 pixels of the second."""
+    np.random.seed(0)
+    image = np.zeros((*shape, 3), dtype=np.uint8)
+    for _ in range(10):
+        transforms = T.AugmentationList(training_augmentations((480, 800), 1333))(T.AugInput(image))
+        height, width = transforms.apply_image(image).shape[:2]
+        assert 1 <= min(height, width)
+        assert max(height, width) <= 20000
 
 
 def test_a_size_of_zero_leaves_the_image_alone():
