@@ -18,7 +18,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
-from detr.data.ground_truth import load_truth
+from detr.data.ground_truth import GroundTruth, load_truth
 from detr.errors import InputError
 
 BACKENDS = ("auto", "hotcoco", "pycocotools")
@@ -48,20 +48,27 @@ def choose_backend(name: str) -> str:
 
 
 class FastCOCOEvaluator(COCOEvaluator):
-    """Detectron2's COCOEvaluator, with the same files and results, another ground truth and another package.
+    """Detectron2's COCOEvaluator, with the same files and results, and another package that counts.
 
-    The ground truth is ``load_truth``'s: what the file or the dicts hold now, without what training drops. What
-    hotcoco would count otherwise than pycocotools, or not at all, is left to Detectron2: keypoints, predictions that
-    are not finite.
+    With ``tasks`` of boxes and masks, as ``Detr`` has them, the ground truth is ``load_truth``'s: what the file or the
+    dicts hold now, without what training drops. Other models have Detectron2's own. What hotcoco would count otherwise
+    than pycocotools, or not at all, is left to Detectron2: keypoints, predictions that are not finite.
     """
+
+    truth: GroundTruth | None = None
 
     def __init__(self, dataset_name: str, *, backend: str = "auto", **options: Any) -> None:
         """backend: one of `BACKENDS`; options: of COCOEvaluator.
 
         Raises InputError as `choose_backend` and `load_truth` do.
         """
+        self.backend = choose_backend(backend)
         tasks = options.get("tasks")
-        self.truth = load_truth(dataset_name, masks=tasks is not None and "segm" in tasks)
+        if tasks is None or not set(tasks) <= {"bbox", "segm"}:
+            # For a set of plain dicts Detectron2 writes a file; one from an earlier evaluation may be stale.
+            super().__init__(dataset_name, **{"allow_cached_coco": False, **options})
+            return
+        self.truth = load_truth(dataset_name, masks="segm" in tasks)
         with _without_truth(dataset_name) as name:
             super().__init__(name, **options)
         self._coco_api = COCO()
@@ -71,7 +78,6 @@ class FastCOCOEvaluator(COCOEvaluator):
         self._do_evaluation = "annotations" in self.truth.content
         self._metadata = copy.copy(MetadataCatalog.get(dataset_name))
         vars(self._metadata)["thing_dataset_id_to_contiguous_id"] = self.truth.contiguous
-        self.backend = choose_backend(backend)
 
     def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """predictions: per image {"image_id", "instances": results in COCO's format with contiguous classes}."""
@@ -103,7 +109,7 @@ class FastCOCOEvaluator(COCOEvaluator):
 
     def _clipped(self, prediction: dict[str, Any]) -> dict[str, Any]:
         """With boxes inside the image, where those of the ground truth have been clipped."""
-        if prediction["image_id"] not in self.truth.clipped:
+        if self.truth is None or prediction["image_id"] not in self.truth.clipped:
             return prediction
         image = self._coco_api.imgs[prediction["image_id"]]
         clipped = []

@@ -122,6 +122,8 @@ def _restrict_truth(evaluator: Any, image_ids: Collection[Any], folder: str) -> 
         evaluator._metadata = copy.copy(evaluator._metadata)
         with PathManager.open(evaluator._metadata.panoptic_json) as file:
             truth = _of_images(json.load(file), image_ids)
+        if not _has_both_kinds(truth):
+            evaluator.evaluate = dict  # panopticapi divides by the numbers of things and of stuff
         path = os.path.join(folder, f"{evaluator._metadata.name}_truth_{comm.get_rank()}.json")
         with open(path, "w") as file:
             json.dump(truth, file)
@@ -145,6 +147,13 @@ def _of_images(dataset: dict[str, Any], image_ids: Collection[Any]) -> dict[str,
     if "annotations" in dataset:
         found["annotations"] = [x for x in dataset["annotations"] if x["image_id"] in image_ids]
     return found
+
+
+def _has_both_kinds(panoptic: dict[str, Any]) -> bool:
+    """Whether a panoptic JSON's content has a segment of a thing and one of stuff, crowds aside."""
+    isthing = {category["id"]: bool(category["isthing"]) for category in panoptic["categories"]}
+    segments = [segment for annotation in panoptic["annotations"] for segment in annotation["segments_info"]]
+    return {isthing[segment["category_id"]] for segment in segments if not segment["iscrowd"]} == {True, False}
 
 
 @contextlib.contextmanager

@@ -69,6 +69,16 @@ def check_measurable(cfg: CfgNode, dataset_name: str) -> None:
         )
 
 
+def check_package(dataset_name: str) -> None:
+    """Raises InputError where the package that evaluates the data set is missing."""
+    package = PACKAGES.get(MetadataCatalog.get(dataset_name).get("evaluator_type", ""))
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"the evaluation of the data set {dataset_name} needs the package {package}, which is not installed: pip "
+            f"install {package}"
+        )
+
+
 def check_panopticapi() -> None:
     """Raises InputError where the package that computes PQ is missing."""
     if importlib.util.find_spec("panopticapi") is None:
@@ -85,13 +95,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     that cannot be had.
     """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    # A set registered as plain dicts has no type; Detectron2's evaluator writes itself a COCO file then.
+    # A set registered as plain dicts has no type.
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
-    if kind in PACKAGES and importlib.util.find_spec(PACKAGES[kind]) is None:
-        raise InputError(
-            f"the evaluation of the data set {dataset_name} needs the package {PACKAGES[kind]}, which is not "
-            f"installed: pip install {PACKAGES[kind]}"
-        )
+    check_package(dataset_name)
     if kind in ("cityscapes_instance", "cityscapes_sem_seg", "pascal_voc"):
         by_kind = {
             "cityscapes_instance": CityscapesInstanceEvaluator,
