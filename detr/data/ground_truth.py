@@ -38,8 +38,7 @@ class GroundTruth:
 def load_truth(dataset_name: str, masks: bool) -> GroundTruth:
     """The ground truth of a data set, from its ``json_file`` or, where it has none, from its dicts; never from a cache.
 
-    masks: whether every annotation needs a segmentation, which becomes an RLE. Keypoints are left to Detectron2: a
-        file that has any is returned as it is.
+    masks: whether every annotation needs a segmentation, which becomes an RLE
 
     Raises InputError as ``load_dataset`` does, and for categories that the metadata does not have.
     """
@@ -50,7 +49,7 @@ def load_truth(dataset_name: str, masks: bool) -> GroundTruth:
         contiguous = _contiguous_ids(dataset_name, path, content)
         # A panoptic set may list stuff too, of which there are no instances.
         names = {x["id"]: x["name"] for x in content["categories"] if x["id"] in contiguous}
-        if "annotations" not in content or any("keypoints" in x for x in content["annotations"]):
+        if "annotations" not in content:
             return GroundTruth(content, contiguous)
         dicts = coco_dicts(content, path, metadata.get("image_root") or "", contiguous, extra_keys=("area",))
         return make_truth(clean_dicts(dicts), names, contiguous, masks)
@@ -129,6 +128,7 @@ def make_truth(
         annotations.append(annotation)
     sizes = ("height", "width")
     content = {
+        "info": {},
         "images": [{"id": x["image_id"], **{key: x[key] for key in sizes if key in x}} for x in dicts],
         "categories": [{"id": key, "name": name} for key, name in names.items()],
         "annotations": annotations,

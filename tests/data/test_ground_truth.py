@@ -99,6 +99,11 @@ ODD = {
     "a box half outside": first(bbox=[28, 4, 8, 8]),
     "twice the same object": lambda value: value["annotations"].append({**value["annotations"][0], "id": 99}),
     "a class without objects": lambda value: value["categories"].append({"id": 3, "name": "cow"}),
+    "keypoints, and an annotation with the id 0": lambda value: (
+        every("annotations", keypoints=[1, 2, 2], num_keypoints=1)(value),
+        first(id=0, bbox=[12, 4, -8, 8])(value),
+        without("annotations", "iscrowd", "area")(value),
+    ),
     "segmentation of two corners": every("annotations", segmentation=[[1, 2, 9, 11]]),
     "no segmentation": without("annotations", "segmentation"),
     "segmentation null": every("annotations", segmentation=None),
@@ -186,6 +191,20 @@ def test_perfect_masks_have_ap_100(case, backend, register):
     evaluator.reset()
     evaluator.process(dicts, outputs)
     assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(100, abs=1e-3)
+
+
+def test_another_model_may_have_masks_without_naming_its_tasks(register):
+    value = content()
+    name = register(value)
+    dicts, outputs = perfect(DatasetCatalog.get(name))
+    for x, output in zip(dicts, outputs, strict=True):
+        masks = [rasterize(obj["segmentation"], (24, 32), "") for obj in x["annotations"]]
+        output["instances"].pred_masks = torch.from_numpy(np.array(masks))
+    evaluator = FastCOCOEvaluator(name, distributed=False)
+    evaluator.reset()
+    evaluator.process(dicts, outputs)
+    results = evaluator.evaluate()
+    assert [results[task]["AP"] for task in ("bbox", "segm")] == pytest.approx([100, 100])
 
 
 def test_crowds_count_neither_for_nor_against(register):

@@ -222,6 +222,23 @@ def test_it_is_quiet_and_leaves_an_earlier_evaluations_files(shapes_root, run_co
     assert not left
 
 
+def test_an_image_without_stuff_has_no_pq_and_stops_nothing(shapes_root, run_config, registered, tmp_path):
+    """panopticapi divides by the number of classes of stuff."""
+    metadata = MetadataCatalog.get("shapes_val_panoptic")
+    content = json.loads(Path(metadata.panoptic_json).read_text())
+    stuff = {category["id"] for category in content["categories"] if not category["isthing"]}
+    first = content["annotations"][0]
+    first["segments_info"] = [x for x in first["segments_info"] if x["category_id"] not in stuff]
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    shared = {key: value for key, value in metadata.as_dict().items() if key != "name"}
+    name = "one_sided"
+    registered.append(name)
+    DatasetCatalog.register(name, lambda: DatasetCatalog.get("shapes_val_panoptic"))
+    MetadataCatalog.get(name).set(**{**shared, "panoptic_json": str(tmp_path / "panoptic.json")})
+    cfg = run_config({**PANOPTIC, "DATASETS.TRAIN": "('shapes_train_panoptic',)", "DATASETS.TEST": f"('{name}',)"})
+    evaluate_one_image(Trainer, cfg, build_model(cfg))
+
+
 def test_a_set_of_plain_dicts_keeps_its_metadata(shapes_root, run_config, registered):
     """Detectron2's evaluator writes a COCO file for it, whose path it puts into the metadata."""
     cfg = run_config({"DATASETS.TEST": of_kind(registered, "plain_dicts", "coco")})
