@@ -18,7 +18,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
-from detr.data.ground_truth import load_truth
+from detr.data.ground_truth import GroundTruth, load_truth
 from detr.errors import InputError
 
 BACKENDS = ("auto", "hotcoco", "pycocotools")
@@ -50,9 +50,10 @@ def choose_backend(name: str) -> str:
 class FastCOCOEvaluator(COCOEvaluator):
     """Detectron2's COCOEvaluator, with the same files and results, another ground truth and another package.
 
-    The ground truth is ``load_truth``'s: what the file or the dicts hold now, without what training drops. What
-    hotcoco would count otherwise than pycocotools, or not at all, is left to Detectron2: keypoints, predictions that
-    are not finite.
+    The ground truth is ``load_truth``'s: what the file or the dicts hold now, without what training drops. Where
+    ``tasks`` do not say that boxes or masks are compared, it is Detectron2's, never from a cache. What
+    hotcoco would count otherwise than pycocotools, or not at all, is left to Detectron2: keypoints, ground truth that
+    is not sound, predictions that are not finite.
     """
 
     def __init__(self, dataset_name: str, *, backend: str = "auto", **options: Any) -> None:
@@ -60,8 +61,13 @@ class FastCOCOEvaluator(COCOEvaluator):
 
         Raises InputError as `choose_backend` and `load_truth` do.
         """
+        self.backend = choose_backend(backend)
         tasks = options.get("tasks")
-        self.truth = load_truth(dataset_name, masks=tasks is not None and "segm" in tasks)
+        if tasks is None or "keypoints" in tasks:  # another model, whose boxes may be rotated
+            super().__init__(dataset_name, **{"allow_cached_coco": False, **options})
+            self.truth = GroundTruth(vars(self)["_coco_api"].dataset, {})
+            return
+        self.truth = load_truth(dataset_name, masks="segm" in tasks)
         with _without_truth(dataset_name) as name:
             super().__init__(name, **options)
         self._coco_api = COCO()
@@ -71,7 +77,16 @@ class FastCOCOEvaluator(COCOEvaluator):
         self._do_evaluation = "annotations" in self.truth.content
         self._metadata = copy.copy(MetadataCatalog.get(dataset_name))
         vars(self._metadata)["thing_dataset_id_to_contiguous_id"] = self.truth.contiguous
-        self.backend = choose_backend(backend)
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """As COCOEvaluator's. Raises InputError for an image without an ``image_id``."""
+        for x in inputs:
+            if "image_id" not in x:
+                raise InputError(
+                    f"{x.get('file_name', 'an image')} of the data set {self._metadata.name} has no image_id: number "
+                    "the images where they are loaded"
+                )
+        super().process(inputs, outputs)
 
     def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """predictions: per image {"image_id", "instances": results in COCO's format with contiguous classes}."""
