@@ -3,6 +3,7 @@
 import math
 import numbers
 import os
+import re
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -14,8 +15,10 @@ from detr.data.boxes import boxes_to_xyxy, clip_boxes, has_area
 from detr.data.images import size_in_file
 from detr.errors import InputError
 
+PATH = re.compile(r"[^\0-\x1f]{1,1024}")  # what a message shows in one line
 ABSOLUTE = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 RELATIVE = {BoxMode.XYXY_REL: BoxMode.XYXY_ABS, BoxMode.XYWH_REL: BoxMode.XYWH_ABS}
+LARGEST_LABEL = 2**31  # no integer of a larger size fits into every array
 REACH = 10  # how many times the image's larger side a coordinate may come to
 
 
@@ -47,13 +50,15 @@ def decide(annotations: Sequence[dict[str, Any]], height: Any, width: Any) -> Fa
     return Fates(boxes, crowd, ~crowd & ~has_area(boxes))
 
 
-def clean_dicts(dicts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def clean_dicts(dicts: Sequence[dict[str, Any]], name: str = "") -> list[dict[str, Any]]:
     """Dataset dicts with the fields of every image and annotation in one type (see ``clean_image``).
+
+    name: of the data set, for messages
 
     Sizes that are missing come from the headers of the files, where these can be opened. The dicts that are given
     stay as they are. Raises InputError that names the first bad image.
     """
-    images = [clean_image(x, f"image {i} of the data set") for i, x in enumerate(dicts)]
+    images = [clean_image(x, f"image {i} of the data set {name}".strip()) for i, x in enumerate(dicts)]
     for x in images:
         _add_size(x)
     flat = list(chain.from_iterable(x.get("annotations", ()) for x in images))
@@ -75,8 +80,8 @@ def clean_image(x: dict[str, Any], where: str = "an image") -> dict[str, Any]:
         raise InputError(f"{where} is a {type(x).__name__}: it must be a dict in Detectron2's format")
     x = dict(x)
     name = x.get("file_name")
-    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
-        raise InputError(f"{where} has the file_name {name!r}: it must be the path of an image")
+    if not isinstance(name, (str, os.PathLike)) or not PATH.fullmatch(str(name)):
+        raise InputError(f"{where} has the file_name {shown(name)}: it must be the path of an image")
     x["file_name"] = name = os.fspath(name)
     for key in ("height", "width"):
         value = x.pop(key, None)
@@ -86,8 +91,9 @@ def clean_image(x: dict[str, Any], where: str = "an image") -> dict[str, Any]:
         if number is None or not 1 <= number < 2**31:
             raise InputError(f"{name} has the {key} {shown(value)}: it must be a number of pixels, at least 1")
         x[key] = number
-    for key in ("segments_info",) if "segments_info" in x else ("annotations",):
-        values = x.get(key)
+    x.setdefault("segments_info" if "segments_info" in x else "annotations", None)
+    for key in {"segments_info", "annotations"} & x.keys():
+        values = x[key]
         if not isinstance(values, (list, tuple, type(None))):
             raise InputError(f"{name} has {key!r} that are a {type(values).__name__}: they must be a list")
         x[key] = list(values or ())
@@ -172,9 +178,10 @@ def _clean_annotation(obj: dict[str, Any], size: tuple[float, float], where: str
     obj = dict(obj)
     obj["bbox"], obj["bbox_mode"] = _clean_box(obj["bbox"], obj["bbox_mode"], size, where)
     label = as_whole_number(obj["category_id"])
-    if label is None or isinstance(obj["category_id"], str):
+    if label is None or isinstance(obj["category_id"], str) or abs(label) >= LARGEST_LABEL:
         raise InputError(
-            f"{where} has an object with the category_id {shown(obj['category_id'])}: it must be an integer"
+            f"{where} has an object with the category_id {shown(obj['category_id'])}: it must be an integer, and "
+            "below 2**31"
         )
     obj["category_id"] = label
     crowd = obj.get("iscrowd")
@@ -216,19 +223,25 @@ def _clean_box(box: Any, mode: Any, size: tuple[float, float], where: str) -> tu
 def _all_clean(annotations: Sequence[dict[str, Any]], height: np.ndarray, width: np.ndarray) -> bool:
     """Whether ``clean_annotations`` would change nothing; False also where arrays cannot tell."""
     try:
-        boxes, modes, labels = (np.array([obj[k] for obj in annotations]) for k in ("bbox", "bbox_mode", "category_id"))
-        crowd = np.array([obj.get("iscrowd", 0) for obj in annotations], dtype=object)
+        boxes, modes, labels = ([obj[key] for obj in annotations] for key in ("bbox", "bbox_mode", "category_id"))
+        crowd = [obj.get("iscrowd", 0) for obj in annotations]
+        # Arrays alone would not tell: they make numbers of truth values.
+        of_one_type = (
+            {*map(type, chain.from_iterable(boxes))} <= {int, float}
+            and {*map(type, boxes)} <= {list, tuple}
+            and {*map(type, modes)} <= {int, BoxMode}
+            and {*map(type, (*labels, *crowd))} <= {int}
+        )
+        if not of_one_type or not annotations:
+            return of_one_type
+        values = np.array(boxes, dtype=float)
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
         return False
-    if not annotations:
-        return True
     return bool(
-        boxes.dtype.kind in "iuf"
-        and modes.dtype.kind in "iu"
-        and labels.dtype.kind in "iu"
-        and boxes.shape == (len(annotations), 4)
-        and np.isfinite(boxes).all()
+        values.shape == (len(annotations), 4)
+        and np.isfinite(values).all()
         and np.isin(modes, ABSOLUTE).all()
-        and all(type(value) is int and 0 <= value <= 1 for value in crowd)
-        and (np.abs(boxes).max(axis=1) <= REACH * np.maximum(height, width)).all()
+        and {*crowd} <= {0, 1}
+        and max(map(abs, labels)) < LARGEST_LABEL
+        and (np.abs(values).max(axis=1) <= REACH * np.maximum(height, width)).all()
     )

@@ -1,14 +1,14 @@
 """Checks of clean data sets before training and evaluation: classes, labels and segmentations."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from detr.data.annotations import check_labels, decide, size_of
+from detr.data.annotations import check_labels, decide, shown, size_of
 from detr.data.masks import check_segmentations
 from detr.data.metadata import class_names, is_panoptic
 from detr.errors import InputError
@@ -26,6 +26,8 @@ def check_classes(name: str, num_classes: int) -> None:
     classes = class_names(name)
     if classes is None:
         return
+    if odd := [label for label in classes if not isinstance(label, str) or not label]:
+        raise InputError(f"the data set {name} has the class {shown(odd[0])} in its metadata: its name must be a text")
     if len(classes) != num_classes:
         raise InputError(
             f"MODEL.DETR.NUM_CLASSES is {num_classes}, but the data set {name} has {len(classes)} classes "
@@ -37,8 +39,9 @@ def check_classes(name: str, num_classes: int) -> None:
 def _check_panoptic_ids(name: str) -> None:
     """Raises InputError where things and stuff are not numbered as the mapper and the evaluators need them."""
     metadata = MetadataCatalog.get(name)
+    ids = [metadata.get(f"{kind}_dataset_id_to_contiguous_id") for kind in ("thing", "stuff")]
     things, stuff = (
-        sorted((metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}).values()) for kind in ("thing", "stuff")
+        sorted(x.values()) if isinstance(x, Mapping) and {*map(type, x.values())} <= {int} else [] for x in ids
     )
     classes = class_names(name) or []
     if things and things + stuff == list(range(len(classes))):

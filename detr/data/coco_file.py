@@ -27,23 +27,34 @@ def read_json(path: str) -> Any:
         ) from error
 
 
+def read_lists(path: str, optional: str = "annotations") -> Content:
+    """A JSON file's content that holds lists of images, categories and annotations; the ``optional`` may be missing.
+
+    Raises InputError otherwise.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}: COCO's format is a dict with images and categories")
+    for kind in ("images", "categories", "annotations"):
+        entries = content.get(kind)
+        if kind == optional and kind not in content:
+            continue
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise InputError(f"{path} has {kind} {shown(entries)}: it must be a list of dicts")
+    return content
+
+
 def read_coco(path: str) -> Content:
     """The content of a file in COCO's instances format, whose parts refer to each other by ids that are unique.
 
     Ids are integers or text, of one type each; whole numbers that were written as floats become integers.
     ``annotations`` may be missing, as in a test set. Raises InputError that names the first offender.
     """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}: COCO's format is a dict with images and categories")
-    for kind in ("images", "categories", *(["annotations"] if "annotations" in content else [])):
-        entries = content.get(kind)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise InputError(f"{path} has {kind} {shown(entries)}: it must be a list of dicts")
+    content = read_lists(path)
     ids = {kind: _check_ids(path, kind, content[kind]) for kind in ("images", "categories")}
     annotations = content.get("annotations", [])
     # Nothing but other programs reads the ids of annotations; COCO's minival of 2014 is known to have some twice.
-    if any("id" in annotation for annotation in annotations) and "minival" not in path:
+    if any("id" in annotation for annotation in annotations) and "minival" not in str(path):
         _check_ids(path, "annotations", annotations)
     for key, kind in (("image_id", "images"), ("category_id", "categories")):
         _check_references(path, annotations, key, ids[kind], kind)
@@ -64,7 +75,7 @@ def _check_ids(path: str, kind: str, entries: list[Content]) -> set[int | str]:
     for index, entry in enumerate(entries):
         value = entry.get("id")
         if type(value) is not int or abs(value) >= LARGEST_ID:
-            value = entry["id"] = _as_id(value, f"{path}: number {index} of the {kind} has the id")
+            value = entry["id"] = as_id(value, f"{path}: number {index} of the {kind} has the id")
         first = value if first is None else first
         if type(value) is not type(first):
             raise InputError(
@@ -86,7 +97,7 @@ def _check_references(path: str, annotations: list[Content], key: str, known: se
         if type(value) is int and value in known:
             continue
         name = f"annotation {shown(annotation['id'])}" if "id" in annotation else f"number {index} of the annotations"
-        value = annotation[key] = _as_id(value, f"{path}: {name} has the {key}")
+        value = annotation[key] = as_id(value, f"{path}: {name} has the {key}")
         if value not in known:
             other = str(value) if isinstance(value, int) else as_whole_number(value)
             hint = f", though {shown(other)}, which is of another type," if other in known else ""
@@ -96,9 +107,10 @@ def _check_references(path: str, annotations: list[Content], key: str, known: se
             )
 
 
-def _as_id(value: Any, what: str) -> int | str:
+def as_id(value: Any, what: str) -> int | str:
+    """The id with a type of Python's own. what: the start of the InputError's message for a value that is none."""
     if isinstance(value, str) and value:
-        return value
+        return str(value)
     number = None if isinstance(value, str) else as_whole_number(value)
     if number is None or abs(number) >= LARGEST_ID:
         raise InputError(f"{what} {shown(value)}: it must be a whole number or a text")
@@ -136,8 +148,9 @@ def coco_dicts(
     by_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content.get("annotations", []):
         obj = {key: annotation[key] for key in keys if annotation.get(key) is not None}
-        if obj.get("keypoints"):  # from the indices of pixels to their centers, as Detectron2's loader does
-            obj["keypoints"] = [x + 0.5 if i % 3 < 2 else x for i, x in enumerate(obj["keypoints"])]
+        if isinstance(obj.get("keypoints"), list):  # from pixels' indices to their centers, as Detectron2's loader does
+            points = enumerate(obj["keypoints"])
+            obj["keypoints"] = [x + 0.5 if i % 3 < 2 and isinstance(x, (int, float)) else x for i, x in points]
         obj["category_id"] = contiguous[annotation["category_id"]]
         obj["bbox_mode"] = BoxMode.XYWH_ABS
         by_image[annotation["image_id"]].append(obj)

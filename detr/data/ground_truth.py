@@ -1,5 +1,7 @@
 """What the COCO evaluator compares detections with: the same objects that the mapper makes targets of."""
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,10 +17,14 @@ from detr.data.boxes import boxes_to_xyxy
 from detr.data.coco_file import class_ids, coco_dicts, read_coco
 from detr.data.loading import check_unique_images, load_dataset
 from detr.data.masks import encode, has_segmentation
+from detr.data.metadata import class_names
 from detr.errors import InputError
 
 LARGEST_AREA = 1e10  # COCO's evaluation ignores what is larger
 TOLERANCE = 1.0  # pixels by which a box may reach over the border, as COCO's rounded ones do
+SAME = 0.95  # the share of a box that has to be inside, for less is another box at COCO's highest threshold
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,17 @@ def load_truth(dataset_name: str, masks: bool) -> GroundTruth:
         if "annotations" not in content:
             return GroundTruth(content, contiguous)
         dicts = coco_dicts(content, path, metadata.get("image_root") or "", contiguous, extra_keys=("area",))
-        return make_truth(clean_dicts(dicts), names, contiguous, masks)
+        return make_truth(clean_dicts(dicts, dataset_name), names, contiguous, masks)
     dicts = load_dataset(dataset_name)
     check_unique_images(dataset_name, dicts)
-    classes = metadata.get("thing_classes")
+    classes = class_names(dataset_name)
     if classes is None:  # numbers will do
         labels = [obj["category_id"] for x in dicts for obj in x["annotations"]]
         classes = [str(label) for label in range(max(labels, default=-1) + 1)]
     for x in dicts:
         check_labels(x["annotations"], len(classes), x["file_name"])
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(classes))}
+    _check_contiguous(dataset_name, contiguous, len(classes))
     names = {key: classes[index] for key, index in contiguous.items()}
     return make_truth(dicts, names, contiguous, masks)
 
@@ -71,6 +78,7 @@ def _contiguous_ids(name: str, path: str, content: Mapping[str, Any]) -> dict[An
     metadata, by_file = MetadataCatalog.get(name), class_ids(content)
     known = metadata.get("thing_dataset_id_to_contiguous_id")
     if known is not None:
+        _check_contiguous(name, known, len(known) if isinstance(known, Mapping) else 0)
         used = {annotation["category_id"] for annotation in content.get("annotations", [])}
         if missing := used - known.keys():
             raise InputError(
@@ -86,6 +94,15 @@ def _contiguous_ids(name: str, path: str, content: Mapping[str, Any]) -> dict[An
             f"{shown(list(names.values()))}: set its metadata's thing_dataset_id_to_contiguous_id, or correct one"
         )
     return by_file
+
+
+def _check_contiguous(name: str, contiguous: Any, number: int) -> None:
+    values = contiguous.values() if isinstance(contiguous, Mapping) else [None]
+    if sorted(values, key=str) != sorted(range(number), key=str):
+        raise InputError(
+            f"the data set {name} has the thing_dataset_id_to_contiguous_id {shown(contiguous)} in its metadata: it "
+            "must map an id of each class to 0, 1, ..., or be left out"
+        )
 
 
 def make_truth(
@@ -104,7 +121,10 @@ def make_truth(
     counts = [len(x["annotations"]) for x in dicts]
     height, width = (np.repeat([size_of(x)[i] for x in dicts], counts) for i in (0, 1))
     fates = decide(flat, height, width)
-    outside = np.abs(boxes_to_xyxy(flat) - fates.boxes).max(axis=1, initial=0) > TOLERANCE
+    boxes = boxes_to_xyxy(flat)
+    outside = np.abs(boxes - fates.boxes).max(axis=1, initial=0) > TOLERANCE
+    inside, whole = (np.prod((x[:, 2:] - x[:, :2]).astype(float), axis=1) for x in (fates.boxes, boxes))
+    outside |= inside < SAME * whole
     annotations: list[dict[str, Any]] = []
     clipped = set()
     images = chain.from_iterable([x] * count for x, count in zip(dicts, counts, strict=True))
@@ -153,6 +173,28 @@ def check_same_images(name: str, dicts: Sequence[dict[str, Any]], truth: GroundT
                 f"the data set {name} {has} the image with the id {image}, which {path} {whose}: both must be of the "
                 "same images"
             )
+
+
+def warn_of_other_objects(name: str, dicts: Sequence[dict[str, Any]], truth: GroundTruth) -> None:
+    """Logs a warning where the loader of a data set gives other objects than its ``json_file``, which evaluates."""
+    loaded = make_truth(dicts, {}, {index: index for index in truth.contiguous.values()}, masks=False).content
+    ours = Counter(_object(x, x["category_id"]) for x in loaded["annotations"])
+    theirs = Counter(_object(x, truth.contiguous[x["category_id"]]) for x in truth.content.get("annotations", []))
+    if ours and ours != theirs:
+        logger.warning(
+            "%s: %d of %d objects are not in %s with the same box and class, and %d of its %d are not in the data set; "
+            "the evaluation takes those of the file",
+            name,
+            (ours - theirs).total(),
+            ours.total(),
+            MetadataCatalog.get(name).get("json_file"),
+            (theirs - ours).total(),
+            theirs.total(),
+        )
+
+
+def _object(annotation: Mapping[str, Any], label: int) -> tuple[Any, ...]:
+    return annotation["image_id"], label, annotation["iscrowd"], *(round(value) for value in annotation["bbox"])
 
 
 def as_detections(truth: GroundTruth) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from detr.data.dataset_mapper import size_problem
 from detr.data.images import range_problem, upright_size
-from detr.data.panoptic_mapper import png_size_problem, read_segment_ids, segment_masks
+from detr.data.panoptic_mapper import has_known_area, png_size_problem, read_segment_ids, segment_masks
 from detr.errors import InputError
 
 THREADS = 8  # they wait for files, they do not compute
@@ -106,7 +106,13 @@ def _ends_as_jpeg(path: str) -> bool:
 
 def _png_problem(x: dict[str, Any]) -> str | None:
     try:
-        segment_masks(x, read_segment_ids(x["pan_seg_file_name"]))
+        masks = segment_masks(x, read_segment_ids(x["pan_seg_file_name"]))
     except InputError as error:
         return str(error)
+    for mask, segment in zip(masks, x["segments_info"], strict=True):
+        if has_known_area(segment) and segment["area"] != mask.sum():
+            return (
+                f"{x['pan_seg_file_name']} has {mask.sum()} pixels of the segment {segment['id']}, but its JSON gives "
+                f"the area {segment['area']}, and PQ would be wrong: correct one of them"
+            )
     return None

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
 from detr.data.annotations import clean_dicts, shown
-from detr.data.coco_file import class_ids, coco_dicts, read_coco
+from detr.data.coco_file import as_id, class_ids, coco_dicts, read_coco
 from detr.data.metadata import is_panoptic
 from detr.data.shapes import SHAPES, ensure_shapes
 from detr.errors import InputError
@@ -43,7 +44,7 @@ def load_dataset(name: str) -> list[dict[str, Any]]:
         dicts = _coco_dataset(name) if _is_loaded_by_detectron2(name) else list(DatasetCatalog.get(name))
     if not dicts:
         raise InputError(f"the data set {name} is empty: check its annotations ({_annotation_file(name)})")
-    return _identified(name, clean_dicts(dicts))
+    return _identified(name, clean_dicts(dicts, name))
 
 
 def load_as_detectron2(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
@@ -101,8 +102,12 @@ def _identified(name: str, dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for index, x in enumerate(dicts):
             x["image_id"] = index
         return dicts
-    kind = type(ids[0])
-    for value, x in zip(ids, dicts, strict=True):
+    for x in dicts:
+        if x.get("image_id") is not None:
+            x["image_id"] = as_id(x["image_id"], f"{x['file_name']} of the data set {name} has the image_id")
+    kind = type(dicts[0].get("image_id"))
+    for x in dicts:
+        value = x.get("image_id")
         if value is None or type(value) is not kind:
             raise InputError(
                 f"{x['file_name']} of the data set {name} has the image_id {shown(value)}, and {dicts[0]['file_name']} "
@@ -133,7 +138,7 @@ def _reason(error: Exception) -> str:
         return f"{detail} does not exist"
     if isinstance(error, KeyError) and isinstance(detail, int):  # as above
         return f"category {detail} is in none of the metadata's thing_ and stuff_dataset_id_to_contiguous_id"
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder="...")
 
 
 def check_registered(name: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from detr.data.annotations import REACH, shown
+from detr.data.annotations import REACH, as_whole_number, shown
 from detr.errors import InputError
 
 Size = tuple[float, float]
@@ -124,6 +124,10 @@ def _is_polygon(polygon: Any) -> bool:
 
 
 def _read_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
+    for polygon in polygons:
+        shape = np.shape(polygon)
+        if len(shape) > 1 and shape[-1] != 2:
+            raise ValueError(f"a polygon of points that are no pairs, the first {shown(polygon[0])}")
     flat = [np.asarray(polygon).ravel() for polygon in polygons]
     for polygon in flat:
         if polygon.dtype.kind not in "iuf" or len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(polygon).all():
@@ -135,7 +139,7 @@ def _read_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
 
 def _read_rle(rle: dict[str, Any], size: Size) -> tuple[tuple[int, int], dict[str, Any]]:
     """(size, compressed RLE). Raises ValueError where the runs do not fill the size, for pycocotools does not look."""
-    height, width = (int(side) for side in rle["size"])
+    height, width = (_as_side(side) for side in rle["size"])
     if math.isfinite(sum(size)) and (height, width) != tuple(size):
         return (height, width), rle  # before anything is allocated
     counts = rle["counts"]
@@ -147,10 +151,17 @@ def _read_rle(rle: dict[str, Any], size: Size) -> tuple[tuple[int, int], dict[st
         counts = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
         runs, rle = _sum_of_runs(counts), {"size": [height, width], "counts": counts}
     if runs != height * width:
-        raise ValueError(f"an RLE of {runs} pixels for a size of {width} x {height}")
+        raise ValueError(f"an RLE of {shown(runs)} pixels for a size of {width} x {height}")
     if isinstance(rle["counts"], list):
         rle = mask_util.frPyObjects(rle, height, width)
     return (height, width), rle
+
+
+def _as_side(side: Any) -> int:
+    number = as_whole_number(side)
+    if number is None or number < 1:
+        raise ValueError(f"an RLE with the side {shown(side)}")
+    return number
 
 
 def _sum_of_runs(counts: bytes) -> int:

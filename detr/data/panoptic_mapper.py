@@ -1,5 +1,7 @@
 """From a panoptic dataset dict to what ``Detr`` takes: every segment, thing or stuff, is an object."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,12 @@ def read_segment_ids(path: str) -> np.ndarray:
             f"{path} is a PNG of the mode {mode}, not RGB: a segment's id is r + 256 g + 65536 b of its pixels' color"
         )
     return red + 256 * green + 65536 * blue
+
+
+def has_known_area(segment: Mapping[str, Any]) -> bool:
+    """Whether its ``area`` is a number of pixels; where it is not, they are counted."""
+    area = segment.get("area")
+    return isinstance(area, (int, float)) and not isinstance(area, bool) and 0 < area < math.inf
 
 
 def png_size_problem(dataset_dict: dict[str, Any], png: tuple[int, int], image: tuple[int, int]) -> str | None:

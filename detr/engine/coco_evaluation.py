@@ -79,6 +79,16 @@ class FastCOCOEvaluator(COCOEvaluator):
         self._metadata = copy.copy(MetadataCatalog.get(dataset_name))
         vars(self._metadata)["thing_dataset_id_to_contiguous_id"] = self.truth.contiguous
 
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """As COCOEvaluator's. Raises InputError for an image without an ``image_id``."""
+        for x in inputs:
+            if "image_id" not in x:
+                raise InputError(
+                    f"{x.get('file_name', 'an image')} of the data set {self._metadata.name} has no image_id: number "
+                    "the images where they are loaded"
+                )
+        super().process(inputs, outputs)
+
     def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """predictions: per image {"image_id", "instances": results in COCO's format with contiguous classes}."""
         predictions = [self._clipped(x) for x in predictions]

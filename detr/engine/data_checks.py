@@ -12,7 +12,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
 from detr.data.checks import check_classes, check_dicts, check_same_classes, check_same_task
-from detr.data.ground_truth import as_detections, check_same_images
+from detr.data.ground_truth import as_detections, check_same_images, warn_of_other_objects
 from detr.data.image_checks import check_images, check_pngs
 from detr.data.loading import check_unique_images, load_as_detectron2, load_dataset, load_dicts
 from detr.data.metadata import class_names, is_panoptic
@@ -29,6 +29,7 @@ from detr.engine.coco_evaluation import choose_backend
 from detr.engine.dry_run import quiet
 from detr.engine.evaluation import (
     TASK_NAMES,
+    check_evaluator,
     check_measurable,
     check_panopticapi,
     instance_evaluator,
@@ -37,6 +38,14 @@ from detr.engine.evaluation import (
 )
 from detr.errors import InputError
 
+# DATALOADER.SAMPLER_TRAIN -> the key that it reads, and Detectron2's config lacks
+SAMPLERS = {
+    "TrainingSampler": "",
+    "RepeatFactorTrainingSampler": "",
+    "RandomSubsetTrainingSampler": "DATALOADER.RANDOM_SUBSET_RATIO",
+    "WeightedTrainingSampler": "DATASETS.TRAIN_REPEAT_FACTOR",
+    "WeightedCategoryTrainingSampler": "DATASETS.TRAIN_REPEAT_FACTOR",
+}
 PERFECT = 99.9  # percent, without the error of summing
 
 logger = logging.getLogger(__name__)
@@ -63,6 +72,7 @@ def _check_test_sets(cfg: CfgNode) -> None:
             check_unique_images(name, dicts)
             rows[name] = _check_contents(cfg, name, dicts)
             _check_truth(cfg, name, dicts)
+        check_evaluator(cfg, name)
         if measures_pq(cfg, name):
             check_panopticapi()
         if cfg.DATALOADER.CHECK_IMAGES:
@@ -101,6 +111,7 @@ def _check_training_sets(cfg: CfgNode, dicts: list[dict[str, Any]]) -> None:
     panoptic = is_detr(cfg) and is_panoptic(names[0])
     if is_detr(cfg):
         check_same_task(names)
+        _check_sampler(cfg)
         for name in names:
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
         check_same_classes([*names, *cfg.DATASETS.TEST])
@@ -118,14 +129,22 @@ def _check_training_sets(cfg: CfgNode, dicts: list[dict[str, Any]]) -> None:
             _print_histogram(dicts, classes, panoptic)
     if cfg.DATALOADER.CHECK_IMAGES:
         check_images(dicts, panoptic)
+        if panoptic:  # all PNGs would take minutes; the mapper checks them
+            check_pngs([x for x in dicts if not x["segments_info"]])
 
 
 def _check_contents(cfg: CfgNode, title: str, dicts: list[dict[str, Any]]) -> Row:
     """Checks what the images of a training or test set hold; returns its statistics."""
-    classes, num_classes = class_names(title.split(", ")[0]), cfg.MODEL.DETR.NUM_CLASSES
-    if "segments_info" in dicts[0]:
-        check_segments(dicts, num_classes)
+    name, num_classes = title.split(", ")[0], cfg.MODEL.DETR.NUM_CLASSES
+    classes = class_names(name)
+    if is_panoptic(name):
+        check_segments(dicts, num_classes, title)
         return segment_statistics(dicts, classes)
+    if without := [x["file_name"] for x in dicts if "annotations" not in x]:
+        raise InputError(
+            f"{without[0]} of the data set {title} has 'segments_info' and no 'annotations', and the metadata are not "
+            "those of a panoptic set: register it with detectron2.data.datasets.register_coco_panoptic"
+        )
     check_dicts(title, dicts, num_classes, cfg.MODEL.MASK_ON)
     return box_statistics(title, dicts, classes)
 
@@ -144,6 +163,8 @@ def _check_truth(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> None:
         evaluator._predictions = [{"image_id": x["image_id"], "instances": [x]} for x in detections]
         results = evaluator.evaluate()
     check_same_images(name, dicts, evaluator.truth)
+    if not is_panoptic(name):
+        warn_of_other_objects(name, dicts, evaluator.truth)
     for task, metrics in results.items():
         poor = [key.removeprefix("AP-") for key, value in metrics.items() if key.startswith("AP-") and value < PERFECT]
         if metrics["AP"] < PERFECT:
@@ -159,6 +180,19 @@ def _check_truth(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> None:
                 ", ".join(poor[:5]) or "that it has",
                 reason,
             )
+
+
+def _check_sampler(cfg: CfgNode) -> None:
+    """Raises InputError for an unknown sampler, and for one that reads a key that Detectron2's config does not have."""
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name not in SAMPLERS:
+        raise InputError(f"DATALOADER.SAMPLER_TRAIN is {name!r}: it must be one of {', '.join(SAMPLERS)}")
+    section, _, key = SAMPLERS[name].partition(".")
+    if key and key not in cfg[section]:
+        raise InputError(
+            f"DATALOADER.SAMPLER_TRAIN {name} reads {section}.{key}, which the config does not have: take "
+            "TrainingSampler or RepeatFactorTrainingSampler, or add the key to the config in a script of your own"
+        )
 
 
 def panoptic_sampler(cfg: CfgNode, dicts: list[dict[str, Any]]) -> RepeatFactorTrainingSampler | None:

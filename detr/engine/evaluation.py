@@ -24,6 +24,7 @@ from tabulate import tabulate
 
 from detr.data.metadata import class_names, is_panoptic, thing_ids
 from detr.engine.coco_evaluation import FastCOCOEvaluator
+from detr.engine.panoptic_evaluation import panoptic_evaluator
 from detr.errors import InputError
 from detr.modeling.preprocessing import BaseDetr
 
@@ -88,15 +89,34 @@ def check_panopticapi() -> None:
         )
 
 
+def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
+    """Raises InputError for a data set without an evaluator."""
+    kind = _evaluator_type(dataset_name)
+    known = ["coco", "lvis", "cityscapes_instance", "cityscapes_sem_seg", "pascal_voc"]
+    if not is_detr(cfg):
+        known += ["sem_seg", "coco_panoptic_seg"]
+    elif MetadataCatalog.get(dataset_name).get("json_file") or measures_pq(cfg, dataset_name):
+        known += ["coco_panoptic_seg"]
+    if kind not in known:
+        raise InputError(
+            f"no evaluator for the data set {dataset_name} of type {kind!r}: set its metadata's evaluator_type to coco"
+        )
+
+
+def _evaluator_type(dataset_name: str) -> Any:
+    # A set registered as plain dicts has no type; Detectron2's evaluator writes itself a COCO file then.
+    return MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator for the ``evaluator_type`` in the data set's metadata; results go to OUTPUT_DIR/inference.
 
     Raises InputError for a data set without an evaluator, for a package that is missing, and for a TEST.COCO_BACKEND
     that cannot be had.
     """
+    check_evaluator(cfg, dataset_name)
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    # A set registered as plain dicts has no type.
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    kind = _evaluator_type(dataset_name)
     check_package(dataset_name)
     if kind in ("cityscapes_instance", "cityscapes_sem_seg", "pascal_voc"):
         by_kind = {
@@ -112,13 +132,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if instances is not None:
         evaluators.append(instances)
     if kind == "coco_panoptic_seg" and measures_pq(cfg, dataset_name):
-        evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
+        panoptic = panoptic_evaluator if is_detr(cfg) else COCOPanopticEvaluator
+        evaluators.append(panoptic(dataset_name, folder))
     if kind == "lvis":
         evaluators.append(LVISEvaluator(dataset_name, output_dir=folder))
-    if not evaluators:
-        raise InputError(
-            f"no evaluator for the data set {dataset_name} of type {kind!r}: set its metadata's evaluator_type to coco"
-        )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -127,7 +144,7 @@ def instance_evaluator(cfg: CfgNode, dataset_name: str, **options: Any) -> FastC
 
     options: of FastCOCOEvaluator
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    kind = _evaluator_type(dataset_name)
     options = {"tasks": _tasks(cfg), "backend": cfg.TEST.COCO_BACKEND, **options}
     if kind == "coco_panoptic_seg" and is_detr(cfg):
         if MetadataCatalog.get(dataset_name).get("json_file"):  # optional in Detectron2's register_coco_panoptic

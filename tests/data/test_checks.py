@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
@@ -12,7 +13,7 @@ from detectron2.structures import BoxMode
 from detr.data.annotations import clean_dicts
 from detr.data.checks import check_classes, check_dicts, check_same_classes
 from detr.data.dataset_mapper import DetrDatasetMapper
-from detr.data.loading import check_files, check_registered, load_dicts
+from detr.data.loading import check_files, check_registered, load_dataset, load_dicts
 from detr.data.statistics import box_statistics, warn_of_surplus
 from detr.errors import InputError
 
@@ -98,6 +99,32 @@ def test_classes_in_another_order_are_an_error(coco_set):
     check_same_classes(["shapes_train", "shapes_val"])
 
 
+@pytest.mark.parametrize("classes", [[1, 2, 3, 4], [None], ["cat", ""]])
+def test_classes_without_names_are_an_error(registered, classes):
+    MetadataCatalog.get("mine").set(thing_classes=classes)
+    DatasetCatalog.register("mine", list)
+    registered.append("mine")
+    with pytest.raises(InputError, match=r"mine has the class .* in its metadata: its name must be a text"):
+        check_classes("mine", len(classes))
+
+
+@pytest.mark.parametrize("value", [[1], {1}, {}, 1.5, True, b"1", np.array(1)], ids=str)
+def test_ids_of_images_without_a_reading_are_errors(registered, value):
+    DatasetCatalog.register("mine", lambda: [{**entry("a.jpg"), "image_id": 0}, {**entry("b.jpg"), "image_id": value}])
+    registered.append("mine")
+    with pytest.raises(
+        InputError, match=r"^b\.jpg of the data set mine has the image_id .*: it must be a whole number"
+    ):
+        load_dataset("mine")
+
+
+def test_ids_of_images_become_pythons_own(registered):
+    ids = [0, np.int64(1), 2.0]
+    DatasetCatalog.register("mine", lambda: [{**entry("a.jpg"), "image_id": value} for value in ids])
+    registered.append("mine")
+    assert [(type(x["image_id"]), x["image_id"]) for x in load_dataset("mine")] == [(int, 0), (int, 1), (int, 2)]
+
+
 def test_another_number_of_classes_is_an_error():
     with pytest.raises(InputError, match=r"NUM_CLASSES is 5, but .*shapes_train has 4 classes .*NUM_CLASSES 4"):
         check_classes("shapes_train", 5)
@@ -107,6 +134,7 @@ def test_another_number_of_classes_is_an_error():
 BOX = [0, 0, 5, 5]
 MISSING = "missing"  # the key is left out
 NO_BOXES = [[1, 2, 3], ["a", 1, 2, 3], ["1", "2", "3", "4"], [float("nan"), 1, 2, 3], [1, 2, 3, float("inf")], None, 7]
+NO_BOXES += [[True] * 4, np.ones(4, dtype=bool), torch.ones(4), [torch.tensor(1.0), 2, 3, 4], range(4)]
 NO_BOXES += [[1, 2, 3, 4, 5], [[1, 2, 3, 4]], "1, 2, 3, 4", [10**400, 0, 1, 1], np.zeros((1, 4)), {}]
 
 
@@ -116,15 +144,27 @@ NO_BOXES += [[1, 2, 3, 4, 5], [[1, 2, 3, 4]], "1, 2, 3, 4", [10**400, 0, 1, 1], 
         *[(key, MISSING, f"without '{key}'") for key in ("bbox", "bbox_mode", "category_id")],
         *[("bbox", box, "with the bbox .*: it must be 4 finite numbers") for box in NO_BOXES],
         ("bbox", [0, 0, 1e30, 5], r"is 32 x 24 pixels .*the bbox \[0, 0, 1e\+30, 5\]"),
-        *[("bbox_mode", mode, "with the bbox_mode") for mode in (BoxMode.XYWHA_ABS, 9, "XYXY_ABS", None)],
+        *[
+            ("bbox_mode", mode, "with the bbox_mode")
+            for mode in (BoxMode.XYWHA_ABS, 9, "XYXY_ABS", None, True, np.array(1))
+        ],
         ("category_id", 4, r"of category 4, outside \[0, 4\)"),
         ("category_id", -1, "of category -1, outside"),
-        *[("category_id", label, "with the category_id") for label in (1.5, "1", None, float("nan"), [1])],
+        *[
+            ("category_id", label, "with the category_id")
+            for label in (1.5, "1", None, float("nan"), [1], True, np.array(1), 2**63, 10**400)
+        ],
         *[("iscrowd", value, "with the iscrowd") for value in (2, -1, "yes", 0.5, [1])],
         *[("segmentation", x, r"without a segmentation.*MODEL\.MASK_ON False") for x in (MISSING, None, [], [BOX])],
         *[
             ("segmentation", x, "with a segmentation that cannot be read")
-            for x in (7, "polygon", [[0, 0, 5, 0, "5", 5]], {"size": [24, 32]})
+            for x in (
+                7,
+                "polygon",
+                [[0, 0, 5, 0, "5", 5]],
+                {"size": [24, 32]},
+                {"size": [24, 32], "counts": [0, 10**400]},
+            )
         ],
         *[
             ("segmentation", [[0, 0, x, 0, 5, 5]], "with a segmentation that cannot be read")
@@ -175,17 +215,19 @@ def test_fields_of_images_of_one_reading_are_taken(images):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *[("file_name", value) for value in (None, "", 7)],
+        *[("file_name", value) for value in (None, "", 7, 10**400, "a\nb.jpg", "\0", "x" * 3000)],
         *[(key, value) for key in ("width", "height") for value in (0, -1, "wide", 31.5, [32], True, 10**400)],
-        *[("annotations", value) for value in ({}, "none", 3)],
+        *[(key, value) for key in ("annotations", "segments_info") for value in ({}, "none", 3)],
     ],
     ids=lambda x: str(x)[:40],
 )
 def test_fields_of_images_without_a_reading_are_errors(key, value):
     x = {**entry("a.jpg", [BOX]), key: value}
-    where = "image 1 of the data set" if key == "file_name" else r"a\.jpg"
-    with pytest.raises(InputError, match=rf"^{where} has .*{key}"):
-        clean_dicts([entry("b.jpg", [BOX]), x])
+    where = "image 1 of the data set mine" if key == "file_name" else r"a\.jpg"
+    with pytest.raises(InputError, match=rf"^{where} has .*{key}") as error:
+        clean_dicts([entry("b.jpg", [BOX]), x], "mine")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_the_data_set_that_is_given_stays_as_it_is():

@@ -1,6 +1,7 @@
 """Files in COCO's format that are not what they should be: one line with the first offender, or the one reading."""
 
 import json
+from pathlib import Path
 
 import pytest
 from detectron2.data import MetadataCatalog
@@ -126,6 +127,11 @@ def test_what_has_one_reading_works(write):
     for annotation in texts["annotations"]:
         annotation["image_id"] = f"image {annotation['image_id']}"
     assert [x["image_id"] for x in dicts_of(write(texts))] == ["image 1", "image 3"]
+
+
+def test_a_path_need_not_be_text(tmp_path, write):
+    path = Path(write(content()))
+    assert dicts_of(path) == dicts_of(str(path))
 
 
 def test_a_file_without_annotations_is_a_test_set(write):

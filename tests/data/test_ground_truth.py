@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from detr.data.ground_truth import load_truth
+from detr.data.ground_truth import load_truth, warn_of_other_objects
 from detr.data.loading import load_dataset
 from detr.data.masks import rasterize
 from detr.engine.coco_evaluation import FastCOCOEvaluator
@@ -97,6 +97,9 @@ ODD = {
     "a box of negative width": first(bbox=[12, 4, -8, 8]),
     "a box outside": first(bbox=[40, 4, 8, 8]),
     "a box half outside": first(bbox=[28, 4, 8, 8]),
+    "a small box over the border by less than a pixel": first(bbox=[30.5, 4, 2.4, 8]),
+    "keypoints of none": every("annotations", keypoints=None, area=None),
+    "damaged keypoints": every("annotations", keypoints="none", iscrowd=None),
     "twice the same object": lambda value: value["annotations"].append({**value["annotations"][0], "id": 99}),
     "a class without objects": lambda value: value["categories"].append({"id": 3, "name": "cow"}),
     "keypoints, and an annotation with the id 0": lambda value: (
@@ -275,5 +278,29 @@ def test_metadata_that_do_not_fit_the_file_are_errors(register, images, tmp_path
         MetadataCatalog.get(name).set(json_file=str(path), **metadata)
         with pytest.raises(InputError, match=message):
             load_truth(name, masks=False)
+    for contiguous in ({1: 0}, {1: 0, 2: 2}, {1: 0, 2: 1, 3: 1}, [0, 1]):
+        name = f"contiguous {contiguous}"
+        DatasetCatalog.register(name, lambda: [{"file_name": "a.jpg"}])
+        registered.append(name)
+        MetadataCatalog.get(name).set(thing_classes=["a", "b"], thing_dataset_id_to_contiguous_id=contiguous)
+        with pytest.raises(InputError, match=r"has the thing_dataset_id_to_contiguous_id .* map an id of each class"):
+            load_truth(name, masks=False)
     with pytest.raises(InputError, match=r"registered with the classes \['dog', 'cat'\], but .* has \['cat', 'dog'\]"):
         load_dataset(register(value, thing_classes=["dog", "cat"]))
+
+
+@pytest.mark.parametrize("changes", [{"bbox": [14, 4, 8, 8]}, {"category_id": 1}, {"iscrowd": 1}, None])
+def test_a_loader_of_other_objects_than_the_file_is_heard(register, caplog, changes):
+    name = register(content())
+    dicts = load_dataset(name)
+    truth = load_truth(name, masks=False)
+    if changes:
+        dicts[0]["annotations"][0].update(changes)
+    warn_of_other_objects(name, dicts, truth)
+    heard = "1 of 8 objects are not in" in caplog.text and "1 of its 8 are not in the data set" in caplog.text
+    assert heard == bool(changes)
+    for x in dicts:
+        x["annotations"] = []
+    caplog.clear()
+    warn_of_other_objects(name, dicts, truth)  # a loader may leave them to the file
+    assert not caplog.text

@@ -63,6 +63,7 @@ def test_polygons_that_overlap_are_joined():
         ([[1, 2, 3, 2, 3, 5, 1]], "an object without a segmentation"),
         ([[1, 2, 3, 2, 3, float("nan")]], "cannot be read .*6 numbers"),
         ([[1, 2, 3, 2, 3, 1e8]], r"cannot be read .*a polygon reaches 100000000\.0"),  # pycocotools crashes
+        ([[[1, 2, 0], [3, 2, 0], [3, 5, 0], [1, 5, 0]]], "cannot be read .*points that are no pairs"),
         ("RLE", "cannot be read"),
         ({"size": [6, 8]}, "cannot be read .*counts"),
         *[
@@ -70,7 +71,7 @@ def test_polygons_that_overlap_are_joined():
             for x in ([8, 300], [8, 9], [-8, 56], [8.5, 39.5], [], None)
         ],
         *[({"size": [6, 8], "counts": x}, "cannot be read") for x in ("", "~~~~", "PPPPPP", "0", b"\xff", "\u00e9")],
-        *[({"size": x, "counts": [48]}, "cannot be read") for x in (None, ["six", 8], [6], 48)],
+        *[({"size": x, "counts": [48]}, "cannot be read") for x in (None, ["six", 8], [6], 48, [6.5, 8], [True, 48])],
         ({"size": [8, 6], "counts": [48]}, r"is 8 x 6 pixels .*is for 6 x 8"),
         (np.zeros((6, 7)), r"is 8 x 6 pixels .*is for 7 x 6"),
     ],

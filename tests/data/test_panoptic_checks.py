@@ -1,13 +1,15 @@
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_panoptic
 from PIL import Image
 
 from detr.data.checks import check_classes, check_same_classes, check_same_task
-from detr.data.image_checks import check_images
+from detr.data.image_checks import check_images, check_pngs
 from detr.data.loading import load_dicts
 from detr.data.panoptic_checks import check_panoptic_truth, check_segments
 from detr.errors import InputError
@@ -62,12 +64,12 @@ def panoptic_set(tmp_path, images, registered):
     return register
 
 
-def panoptic_json(segments=((1, 1, 0), (2, 5, 0)), categories=((1, 1), (5, 0))):
+def panoptic_json(segments=((1, 1, 0), (2, 5, 0)), categories=((1, 1), (5, 0)), image_id=7):
     """One image with segments (id, category, iscrowd), and categories (id, isthing)."""
     infos = [{"id": i, "category_id": category, "iscrowd": crowd} for i, category, crowd in segments]
     return {
         "images": [{"id": 7, "file_name": "0.jpg"}],
-        "annotations": [{"image_id": 7, "file_name": "0.png", "segments_info": infos}],
+        "annotations": [{"image_id": image_id, "file_name": "0.png", "segments_info": infos}],
         "categories": [{"id": i, "name": str(i), "isthing": isthing} for i, isthing in categories],
     }
 
@@ -108,6 +110,10 @@ def test_shapes_and_coco_pass(name, number, shapes_root, request):
         (panoptic_json(segments=[]), "no segment at all"),
         (panoptic_json(categories=[(1, 1)]), r"panoptic\.json .*\(stuff\) has categories with the ids , but .* 5"),
         (panoptic_json(categories=[(1, 0), (5, 0)]), r"\(thing\) has categories with the ids , but its metadata 1"),
+        ({**panoptic_json(), "images": None}, r"panoptic\.json has images None: it must be a list"),
+        ({**panoptic_json(), "images": [{"id": [7]}]}, r"panoptic\.json: number 0 of the images has the id \[7\]"),
+        (panoptic_json(image_id="7"), r"the image with the id '?7'? is not both in the data set .*panoptic\.json"),
+        (panoptic_json(categories=[(1, 2), (5, 0)]), r"\(thing\) has categories with the ids , but its metadata 1"),
         (panoptic_json(segments=[(1, 1, 0)]), r"panoptic\.json has no stuff segment but crowds"),
         (panoptic_json(segments=[(1, 1, 1), (2, 5, 0)]), r"panoptic\.json has no thing segment but crowds"),
     ],
@@ -168,3 +174,56 @@ def test_incomplete_panoptic_dicts_name_the_file(key):
     (x if key in x else segment).pop(key)
     with pytest.raises(InputError, match=rf"a\.jpg has (no|a segment without) '{key}'"):
         check_segments([whole, x], 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *[("pan_seg_file_name", value, "has the pan_seg_file_name") for value in (7, b"0.png", ["0.png"], "0\n.png")],
+        *[("iscrowd", value, "has a segment with the iscrowd") for value in (2, "yes", [1], np.array([]))],
+    ],
+    ids=str,
+)
+def test_fields_of_panoptic_dicts_without_a_reading_are_errors(key, value, message):
+    x = {"file_name": "a.jpg", "pan_seg_file_name": "a.png", "segments_info": [{"id": 1, "category_id": 0}]}
+    (x if key in x else x["segments_info"][0])[key] = value
+    with pytest.raises(InputError, match=rf"a\.jpg {message}"):
+        check_segments([x], 2)
+
+
+@pytest.mark.parametrize("value", [None, [0], "ab", {1: 1}])
+def test_panoptic_ids_that_are_no_dict_are_an_error(panoptic_set, value):
+    name = panoptic_set(panoptic_json())
+    vars(MetadataCatalog.get(name))["thing_dataset_id_to_contiguous_id"] = value
+    with pytest.raises(InputError, match=rf"the panoptic data set {name} has the things .*Detr needs things as 0, 1"):
+        check_classes(name, 2)
+
+
+def test_an_area_that_is_not_that_of_the_pixels_is_an_error(panoptic_set):
+    content = panoptic_json()
+    for segment in content["annotations"][0]["segments_info"]:
+        segment["area"] = 12 * 32
+    check_pngs(load_dicts([panoptic_set(content)], filter_empty=False))
+    segment["area"] += 1
+    with pytest.raises(InputError, match=r"0\.png has 384 pixels of the segment 2, but its JSON gives the area 385"):
+        check_pngs(load_dicts([panoptic_set(content)], filter_empty=False))
+
+
+def test_maps_of_one_name_are_an_error(panoptic_set, tmp_path):
+    """Detectron2's evaluator would write the second over the first."""
+    content = panoptic_json()
+    for part in "ab":
+        (tmp_path / part).mkdir(), (tmp_path / "pngs" / part).mkdir()
+    name = panoptic_set(content)
+    for part in "ab":
+        (
+            shutil.copy(tmp_path / "0.jpg", tmp_path / part),
+            shutil.copy(tmp_path / "pngs" / "0.png", tmp_path / "pngs" / part),
+        )
+    (annotation,) = content["annotations"]
+    content["annotations"] = [
+        {**annotation, "image_id": i, "file_name": f"{part}/0.png"} for i, part in enumerate("ab")
+    ]
+    name = panoptic_set(content)
+    with pytest.raises(InputError, match=rf"a/0\.jpg and .*b/0\.jpg of the data set {name} have one name"):
+        check_panoptic_truth(name, load_dicts([name], filter_empty=False), masks=False, maps=True)

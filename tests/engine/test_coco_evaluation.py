@@ -256,6 +256,22 @@ def test_a_class_that_the_data_set_lacks_is_detectron2s_error(registered, tmp_pa
         evaluate(FastCOCOEvaluator(name, output_dir=str(tmp_path)), pairs)
 
 
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_masks_of_another_model_are_compared(shapes_root, backend):
+    """Which has no tasks: Detectron2 looks for masks in the predictions."""
+    results = evaluate(FastCOCOEvaluator("shapes_val", backend=backend), truth())
+    assert [results[task]["AP"] for task in ("bbox", "segm")] == pytest.approx([100, 100])
+
+
+@pytest.mark.parametrize("registered", [5], indirect=True)
+def test_an_image_without_an_id_is_named(registered):
+    name, pairs = registered
+    evaluator = FastCOCOEvaluator(name, tasks=("bbox",))
+    evaluator.reset()
+    with pytest.raises(InputError, match=f"a.jpg of the data set {name} has no image_id"):
+        evaluator.process([{"file_name": "a.jpg"}], [pairs[0][1]])
+
+
 @pytest.fixture
 def without_hotcoco(monkeypatch):
     monkeypatch.setitem(sys.modules, "hotcoco", None)  # as Python marks a module that cannot be imported

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from detr.engine import data_checks
@@ -54,3 +54,33 @@ def test_the_main_process_checks_for_all_ranks(tmp_path):
         assert results[0, 1, key][0] == results[1, 1, key][0] == ""
     assert len(results[0, 1, "TRAIN"][1]) == 1  # the degenerate box
     assert results[1, 1, "TRAIN"][1] == []
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ("Balanced", "is 'Balanced': it must be one of TrainingSampler, Repeat"),
+        ("", "is '': it must be one of"),
+        ("RandomSubsetTrainingSampler", r"reads DATALOADER\.RANDOM_SUBSET_RATIO, which the config does not have"),
+        ("WeightedTrainingSampler", r"reads DATASETS\.TRAIN_REPEAT_FACTOR, which the config does not have"),
+        ("WeightedCategoryTrainingSampler", r"reads DATASETS\.TRAIN_REPEAT_FACTOR"),
+    ],
+)
+def test_a_sampler_that_cannot_be_built_is_an_error(shapes_root, tiny_config, sampler, message):
+    cfg = tiny_config()
+    cfg.DATALOADER.SAMPLER_TRAIN = sampler
+    with pytest.raises(InputError, match=rf"DATALOADER\.SAMPLER_TRAIN .*{message}"):
+        data_checks.check_training_sets(cfg)
+
+
+def test_segments_of_a_set_that_is_not_registered_as_panoptic_are_an_error(tiny_config):
+    x = {"file_name": "a.jpg", "pan_seg_file_name": "a.png", "segments_info": [{"id": 1, "category_id": 0}]}
+    DatasetCatalog.register("mine", lambda: [x])
+    try:
+        for check in (data_checks.check_training_sets, data_checks.check_test_sets):
+            cfg = tiny_config({"DATASETS.TRAIN": "('mine',)", "DATASETS.TEST": "('mine',)"})
+            with pytest.raises(InputError, match=r"a\.jpg of the data set mine has .*register_coco_panoptic"):
+                check(cfg)
+    finally:
+        DatasetCatalog.remove("mine")
+        MetadataCatalog.remove("mine")

@@ -1,6 +1,8 @@
 """Evaluators on predictions made from the ground truth, and the table of all numbers."""
 
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from detr.data.masks import rasterize
 from detr.data.panoptic_mapper import read_segment_ids
-from detr.engine.evaluation import ThingsEvaluator, build_evaluator, check_panopticapi, results_table
+from detr.engine.evaluation import ThingsEvaluator, build_evaluator, check_evaluator, check_panopticapi, results_table
 from detr.errors import InputError
 
 PANOPTIC = {
@@ -145,6 +147,32 @@ def test_the_ground_truth_of_coco_has_ap_and_pq_100(panoptic_config, coco_panopt
     assert [results[task]["AP"] for task in ("bbox", "segm")] == pytest.approx([100, 100])
     assert len([key for key in results["bbox"] if key.startswith("AP-")]) == 80
     assert results["panoptic_seg"] == pytest.approx(dict.fromkeys(results["panoptic_seg"], 100))
+
+
+@pytest.mark.parametrize("area", [None, "384", 0, "missing"])
+def test_pq_counts_the_pixels_of_segments_without_an_area(panoptic_config, shapes_root, tmp_path, area):
+    metadata = MetadataCatalog.get("shapes_val_panoptic").as_dict()
+    content = json.loads(Path(metadata["panoptic_json"]).read_text())
+    for x in content["annotations"]:
+        for segment in x["segments_info"]:
+            segment["area"] = area
+            if area == "missing":
+                del segment["area"]
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    changes = {"name": "without_areas", "json_file": None, "panoptic_json": str(tmp_path / "panoptic.json")}
+    MetadataCatalog.get("without_areas").set(**{**metadata, **changes})
+    try:
+        results = evaluate(build_evaluator(panoptic_config(), "without_areas"), truth())
+    finally:
+        MetadataCatalog.remove("without_areas")
+    assert results["panoptic_seg"] == pytest.approx(dict.fromkeys(results["panoptic_seg"], 100))
+
+
+def test_an_evaluator_of_another_kind_is_found_with_the_data_set(panoptic_config, other_sets):
+    check_evaluator(panoptic_config(), "shapes_val_panoptic")
+    check_evaluator(panoptic_config(), "shapes_val")
+    with pytest.raises(InputError, match="no evaluator for the data set semantic of type 'sem_seg'"):
+        check_evaluator(panoptic_config(), other_sets[1])
 
 
 def test_a_missing_panopticapi_is_reported_with_the_remedy(monkeypatch):
