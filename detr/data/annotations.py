@@ -1,5 +1,6 @@
 """What an annotation becomes: an object, a crowd, nothing or an error. Mapper, checks and evaluation ask here."""
 
+import logging
 import math
 import numbers
 import os
@@ -14,6 +15,8 @@ from detectron2.structures import BoxMode
 from detr.data.boxes import boxes_to_xyxy, clip_boxes, has_area
 from detr.data.images import size_in_file
 from detr.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 PATH = re.compile(r"[^\0-\x1f]{1,1024}")  # what a message shows in one line
 ABSOLUTE = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
@@ -50,6 +53,14 @@ def decide(annotations: Sequence[dict[str, Any]], height: Any, width: Any) -> Fa
     return Fates(boxes, crowd, ~crowd & ~has_area(boxes))
 
 
+def flatten(dicts: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray, np.ndarray]:
+    """All M annotations of clean dicts, and of each the index of its image and that one's height and width, (M,)."""
+    flat = list(chain.from_iterable(x.get("annotations", ()) for x in dicts))
+    counts = [len(x.get("annotations", ())) for x in dicts]
+    height, width = (np.repeat([size_of(x)[i] for x in dicts], counts) for i in (0, 1))
+    return flat, np.repeat(np.arange(len(dicts)), counts), height, width
+
+
 def clean_dicts(dicts: Sequence[dict[str, Any]], name: str = "") -> list[dict[str, Any]]:
     """Dataset dicts with the fields of every image and annotation in one type (see ``clean_image``).
 
@@ -61,12 +72,21 @@ def clean_dicts(dicts: Sequence[dict[str, Any]], name: str = "") -> list[dict[st
     images = [clean_image(x, f"image {i} of the data set {name}".strip()) for i, x in enumerate(dicts)]
     for x in images:
         _add_size(x)
-    flat = list(chain.from_iterable(x.get("annotations", ()) for x in images))
-    counts = [len(x.get("annotations", ())) for x in images]
-    height, width = (np.repeat([size_of(x)[i] for x in images], counts) for i in (0, 1))
-    if not _all_clean(flat, height, width):
-        for x in filter(lambda x: "annotations" in x, images):
-            x["annotations"] = clean_annotations(x["annotations"], size_of(x), x["file_name"])
+    flat, _, height, width = flatten(images)
+    if _all_clean(flat, height, width):
+        return images
+    unusable: list[str] = []
+    for x in filter(lambda x: "annotations" in x, images):
+        annotations = clean_annotations(x["annotations"], size_of(x), x["file_name"])
+        unusable += [x["file_name"]] * (len(x["annotations"]) - len(annotations))
+        x["annotations"] = annotations
+    if unusable:
+        logger.warning(
+            "%s: %d crowds are left out, because they have no box in the image or no class; the first is in %s",
+            name or "a data set",
+            len(unusable),
+            unusable[0],
+        )
     return images
 
 
@@ -123,9 +143,18 @@ def clean_annotations(
     where: the image's file name, for the message
 
     Raises InputError for an annotation without a box of 4 finite numbers, with a coordinate of more than 10 times the
-    image's larger side, an unknown ``bbox_mode``, or a ``category_id`` or ``iscrowd`` that has no reading.
+    image's larger side, an unknown ``bbox_mode``, or a ``category_id`` or ``iscrowd`` that has no reading. A crowd
+    without a box or a class is left out, since neither training nor evaluation needs it.
     """
-    return [_clean_annotation(obj, size, where) for obj in annotations]
+    cleaned = []
+    for obj in annotations:
+        is_crowd = _read_iscrowd(obj, where)
+        try:
+            cleaned.append(_clean_annotation(obj, is_crowd, size, where))
+        except InputError:
+            if not is_crowd:
+                raise
+    return cleaned
 
 
 def check_labels(annotations: Sequence[dict[str, Any]], num_classes: int, where: str) -> None:
@@ -169,9 +198,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:50]}..."
 
 
-def _clean_annotation(obj: dict[str, Any], size: tuple[float, float], where: str) -> dict[str, Any]:
+def _read_iscrowd(obj: Any, where: str) -> int:
     if not isinstance(obj, dict):
         raise InputError(f"{where} has an annotation that is a {type(obj).__name__}: it must be a dict")
+    crowd = obj.get("iscrowd")
+    number = 0 if crowd is None else int(crowd) if isinstance(crowd, (bool, np.bool_)) else as_whole_number(crowd)
+    if number not in (0, 1):
+        raise InputError(f"{where} has an object with the iscrowd {shown(crowd)}: it must be 0 or 1")
+    return number
+
+
+def _clean_annotation(obj: dict[str, Any], is_crowd: int, size: tuple[float, float], where: str) -> dict[str, Any]:
     for key in ("bbox", "bbox_mode", "category_id"):
         if key not in obj:
             raise InputError(f"{where} has an object without {key!r}: every object needs one")
@@ -184,11 +221,7 @@ def _clean_annotation(obj: dict[str, Any], size: tuple[float, float], where: str
             "below 2**31"
         )
     obj["category_id"] = label
-    crowd = obj.get("iscrowd")
-    number = 0 if crowd is None else int(crowd) if isinstance(crowd, (bool, np.bool_)) else as_whole_number(crowd)
-    if number not in (0, 1):
-        raise InputError(f"{where} has an object with the iscrowd {shown(crowd)}: it must be 0 or 1")
-    obj["iscrowd"] = number
+    obj["iscrowd"] = is_crowd
     return obj
 
 

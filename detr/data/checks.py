@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from detr.data.annotations import check_labels, decide, shown, size_of
+from detr.data.annotations import check_labels, decide, flatten, shown, size_of
 from detr.data.masks import check_segmentations
 from detr.data.metadata import class_names, is_panoptic
 from detr.errors import InputError
@@ -87,18 +86,15 @@ def check_dicts(name: str, dicts: Sequence[dict[str, Any]], num_classes: int, ma
 
     Raises InputError that names the first bad image, and where annotations are there but no object is left of them.
     """
-    flat = list(chain.from_iterable(x["annotations"] for x in dicts))
-    labels = np.array([obj["category_id"] for obj in flat], dtype=int)
-    if ((labels < 0) | (labels >= num_classes)).any():
-        for x in dicts:
-            check_labels(x["annotations"], num_classes, x["file_name"])
-    if masks:
-        for x in dicts:
-            objects = [obj for obj in x["annotations"] if not obj.get("iscrowd", 0)]
-            check_segmentations(objects, size_of(x), x["file_name"])
-    counts = [len(x["annotations"]) for x in dicts]
-    height, width = (np.repeat([size_of(x)[i] for x in dicts], counts) for i in (0, 1))
+    flat, _, height, width = flatten(dicts)
     fates = decide(flat, height, width)
+    labels = np.array([obj["category_id"] for obj in flat], dtype=int)[~fates.crowd]
+    wrong = bool(((labels < 0) | (labels >= num_classes)).any())
+    for x in dicts if wrong or masks else ():
+        objects = [obj for obj in x["annotations"] if not obj.get("iscrowd", 0)]
+        check_labels(objects, num_classes, x["file_name"])
+        if masks:
+            check_segmentations(objects, size_of(x), x["file_name"])
     if flat and not fates.objects.any():
         raise InputError(
             f"no object is left in the data set {name}: of its {len(flat)} annotations {fates.crowd.sum()} are crowds, "

@@ -1,12 +1,14 @@
 """Files in COCO's instances format: read, checked in one pass, and turned into Detectron2's dataset dicts."""
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 
 from detr.data.annotations import as_whole_number, shown
 from detr.errors import InputError
@@ -58,14 +60,19 @@ def read_coco(path: str) -> Content:
         _check_ids(path, "annotations", annotations)
     for key, kind in (("image_id", "images"), ("category_id", "categories")):
         _check_references(path, annotations, key, ids[kind], kind)
-    for annotation in annotations:
-        if annotation.get("ignore"):
-            raise InputError(
-                f"{path}: annotation {shown(annotation.get('id'))} has 'ignore', which COCO's evaluation ignores: "
-                "set iscrowd 1 instead, or take it out"
-            )
+    _mark_ignored(path, annotations)
     _check_names(path, content["categories"])
     return content
+
+
+def _mark_ignored(path: str, annotations: list[Content]) -> None:
+    """Makes crowds of annotations with ``ignore``, in place: COCO's evaluation overwrites it by ``iscrowd``."""
+    ignored = [annotation for annotation in annotations if annotation.get("ignore")]
+    for annotation in ignored:
+        annotation["iscrowd"] = 1
+    if ignored:
+        text = f"{path}: {len(ignored)} annotations with 'ignore' are crowds: neither learned nor counted as missed"
+        log_first_n(logging.WARNING, text, key="message", name=__name__)
 
 
 def _check_ids(path: str, kind: str, entries: list[Content]) -> set[int | str]:

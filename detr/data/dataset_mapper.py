@@ -124,8 +124,8 @@ class DetrDatasetMapper:
         """
         where, size = x["file_name"], (x["height"], x["width"])
         annotations = clean_annotations(x.get("annotations", []), size, where)
-        check_labels(annotations, self.num_classes, where)
         objects = [obj for obj in annotations if not obj["iscrowd"]]  # a crowd is no instance
+        check_labels(objects, self.num_classes, where)
         return (
             [{**obj, "segmentation": rasterize(obj.get("segmentation"), size, where)} for obj in objects]
             if self.masks

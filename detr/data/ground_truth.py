@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
-from detr.data.annotations import check_labels, clean_dicts, decide, shown, size_of
+from detr.data.annotations import check_labels, clean_dicts, decide, flatten, shown, size_of
 from detr.data.boxes import boxes_to_xyxy
 from detr.data.coco_file import class_ids, coco_dicts, read_coco
 from detr.data.loading import check_unique_images, load_dataset
@@ -66,7 +65,7 @@ def load_truth(dataset_name: str, masks: bool) -> GroundTruth:
         labels = [obj["category_id"] for x in dicts for obj in x["annotations"]]
         classes = [str(label) for label in range(max(labels, default=-1) + 1)]
     for x in dicts:
-        check_labels(x["annotations"], len(classes), x["file_name"])
+        check_labels([obj for obj in x["annotations"] if not obj.get("iscrowd")], len(classes), x["file_name"])
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(classes))}
     _check_contiguous(dataset_name, contiguous, len(classes))
     names = {key: classes[index] for key, index in contiguous.items()}
@@ -117,9 +116,7 @@ def make_truth(
     that of the mask or the box, and dropped objects are left out.
     """
     ids = {index: key for key, index in contiguous.items()}
-    flat = list(chain.from_iterable(x["annotations"] for x in dicts))
-    counts = [len(x["annotations"]) for x in dicts]
-    height, width = (np.repeat([size_of(x)[i] for x in dicts], counts) for i in (0, 1))
+    flat, image, height, width = flatten(dicts)
     fates = decide(flat, height, width)
     boxes = boxes_to_xyxy(flat)
     outside = np.abs(boxes - fates.boxes).max(axis=1, initial=0) > TOLERANCE
@@ -127,10 +124,10 @@ def make_truth(
     outside |= inside < SAME * whole
     annotations: list[dict[str, Any]] = []
     clipped = set()
-    images = chain.from_iterable([x] * count for x, count in zip(dicts, counts, strict=True))
-    for x, obj, box, dropped, is_outside in zip(images, flat, fates.boxes, fates.dropped, outside, strict=True):
-        if dropped:
+    for i, obj, box, dropped, is_outside in zip(image.tolist(), flat, fates.boxes, fates.dropped, outside, strict=True):
+        if dropped or obj["category_id"] not in ids:  # a crowd may have any class
             continue
+        x = dicts[i]
         x1, y1, x2, y2 = map(float, box)
         bbox = [x1, y1, x2 - x1, y2 - y1] if is_outside else _to_xywh(obj)
         if is_outside:

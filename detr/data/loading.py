@@ -66,6 +66,11 @@ def _named_errors(*names: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the data set {', '.join(names)} needs the package {error.name}, which is not installed: pip install "
+            f"{error.name}"
+        ) from error
     except Exception as error:  # the loader may be the user's own, and raise anything
         files = ", ".join(map(_annotation_file, names))
         raise InputError(
@@ -91,7 +96,14 @@ def _coco_dataset(name: str) -> list[dict[str, Any]]:
             "in the order of their ids: leave thing_classes out, it is read from the file"
         )
     contiguous = class_ids(content)
-    metadata.set(thing_classes=names, thing_dataset_id_to_contiguous_id=contiguous)
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id")
+    if mapping is not None and mapping != contiguous:
+        raise InputError(
+            f"the data set {name} is registered with the thing_dataset_id_to_contiguous_id {shown(mapping)}, but the "
+            f"categories of {path} are {shown(contiguous)} in the order of their ids: leave it out"
+        )
+    found = {"thing_classes": names, "thing_dataset_id_to_contiguous_id": contiguous}
+    metadata.set(**{key: value for key, value in found.items() if metadata.get(key) is None})
     return coco_dicts(content, path, metadata.image_root, contiguous)
 
 
@@ -108,10 +120,14 @@ def _identified(name: str, dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kind = type(dicts[0].get("image_id"))
     for x in dicts:
         value = x.get("image_id")
-        if value is None or type(value) is not kind:
+        if value is None:
+            raise InputError(
+                f"{x['file_name']} of the data set {name} has no image_id, and other images have: give all one, or none"
+            )
+        if type(value) is not kind:
             raise InputError(
                 f"{x['file_name']} of the data set {name} has the image_id {shown(value)}, and {dicts[0]['file_name']} "
-                f"{shown(ids[0])}: give all images one of the same type, or none of them any"
+                f"{shown(ids[0])}: give all images one of the same type"
             )
     return dicts
 

@@ -41,6 +41,8 @@ def read_segmentation(segmentation: Any, size: Size, where: str) -> Any:
     try:
         if isinstance(segmentation, np.ndarray):
             shape = segmentation.shape
+            if segmentation.dtype.kind not in "biuf" or not np.isfinite(segmentation).all():
+                raise ValueError(f"a bitmap of the type {segmentation.dtype}, or not finite")
         elif isinstance(segmentation, dict):
             shape, segmentation = _read_rle(segmentation, size)
         elif not isinstance(segmentation, list):
@@ -58,6 +60,15 @@ def read_segmentation(segmentation: Any, size: Size, where: str) -> Any:
             f"{' x '.join(map(str, reversed(shape)))}: correct its annotation"
         )
     return segmentation
+
+
+def count_bad_polygons(annotation: dict[str, Any]) -> int:
+    """How many parts of an object's segmentation are no polygon of 3 or more points; the others make its mask."""
+    segmentation = annotation.get("segmentation")
+    if not isinstance(segmentation, (list, tuple)):
+        return 0
+    good = _polygons(segmentation)
+    return len(segmentation) - len(good) if good and isinstance(good[0], (list, tuple, np.ndarray)) else 0
 
 
 def check_segmentations(annotations: Sequence[dict[str, Any]], size: Size, where: str) -> None:

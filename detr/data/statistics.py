@@ -3,15 +3,15 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
 from tabulate import tabulate
 
-from detr.data.annotations import Fates, decide, shown, size_of
+from detr.data.annotations import Fates, decide, flatten, shown
 from detr.data.boxes import boxes_to_xyxy
+from detr.data.masks import count_bad_polygons
 
 SUSPICIOUS = 0.03  # the share of boxes that may be below a pixel or over the border without a warning
 
@@ -27,16 +27,16 @@ def log_table(rows: Mapping[str, Row], title: str) -> None:
     logger.info("%s:\n%s", title, tabulate(body, headers=["", *rows], tablefmt="pipe"))
 
 
-def box_statistics(name: str, dicts: Sequence[dict[str, Any]], classes: Sequence[str] | None) -> Row:
+def box_statistics(
+    name: str, dicts: Sequence[dict[str, Any]], classes: Sequence[str] | None, masks: bool = False
+) -> Row:
     """Counts of a data set of boxes; warns of dropped boxes, and where many are not where boxes of objects are.
 
     name: of the data set; dicts: clean, with labels that were checked; classes: their names, where they are known
+    masks: whether polygons are counted that are left out
     """
-    flat = list(chain.from_iterable(x["annotations"] for x in dicts))
-    counts = [len(x["annotations"]) for x in dicts]
-    height, width = (np.repeat([size_of(x)[i] for x in dicts], counts) for i in (0, 1))
+    flat, image, height, width = flatten(dicts)
     fates = decide(flat, height, width)
-    image = np.repeat(np.arange(len(dicts)), counts)
     sides = fates.boxes[:, 2:] - fates.boxes[:, :2]
     tiny = fates.objects & (sides < 1).any(axis=1)
     outside = ~fates.crowd & (np.abs(boxes_to_xyxy(flat) - fates.boxes).max(axis=1, initial=0) > 1)
@@ -54,6 +54,8 @@ def box_statistics(name: str, dicts: Sequence[dict[str, Any]], classes: Sequence
     }
     if classes is not None:
         rows["classes without objects"] = len(classes) - len(np.unique(labels))
+    if masks:
+        rows["polygons of less than 3 points, left out"] = sum(map(count_bad_polygons, flat))
     if fates.dropped.any():
         first = dicts[image[fates.dropped][0]]["file_name"]
         logger.warning(
@@ -64,7 +66,7 @@ def box_statistics(name: str, dicts: Sequence[dict[str, Any]], classes: Sequence
             len(flat),
             first,
         )
-    _warn_of_convention(name, dicts, flat, fates, tiny | outside | fates.dropped, height, width)
+    _warn_of_convention(name, dicts, flat, image, fates, tiny | outside | fates.dropped, height, width)
     return rows
 
 
@@ -110,6 +112,7 @@ def _warn_of_convention(
     name: str,
     dicts: Sequence[dict[str, Any]],
     annotations: Sequence[dict[str, Any]],
+    image: np.ndarray,
     fates: Fates,
     odd: np.ndarray,
     height: np.ndarray,
@@ -123,10 +126,10 @@ def _warn_of_convention(
     is_xywh = np.array([obj["bbox_mode"] == BoxMode.XYWH_ABS for obj in annotations])[counted]
     size = np.stack([width, height], axis=1)[counted]
     guess = _guess(values, is_xywh, size, 1 - odd[counted].mean())
-    first = dicts[int(np.repeat(np.arange(len(dicts)), [len(x["annotations"]) for x in dicts])[odd & counted][0])]
+    first = dicts[int(image[odd & counted][0])]
     example = annotations[int(np.flatnonzero(odd & counted)[0])]["bbox"]
     logger.warning(
-        "%s: %d of %d boxes are below a pixel or reach over the border of their image, the first %s in %s of %s x %s "
+        "%s: %d of %d boxes have no area, are below a pixel or reach over the border, the first %s in %s of %s x %s "
         "pixels; %s",
         name,
         odd.sum(),

@@ -90,7 +90,8 @@ def check_panopticapi() -> None:
 
 
 def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
-    """Raises InputError for a data set without an evaluator."""
+    """Raises InputError for a data set without an evaluator, and where its package is missing."""
+    check_package(dataset_name)
     kind = _evaluator_type(dataset_name)
     known = ["coco", "lvis", "cityscapes_instance", "cityscapes_sem_seg", "pascal_voc"]
     if not is_detr(cfg):
@@ -104,7 +105,7 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
 
 
 def _evaluator_type(dataset_name: str) -> Any:
-    # A set registered as plain dicts has no type; Detectron2's evaluator writes itself a COCO file then.
+    # A set registered as plain dicts has no type.
     return MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
 
 
@@ -117,7 +118,6 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     check_evaluator(cfg, dataset_name)
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     kind = _evaluator_type(dataset_name)
-    check_package(dataset_name)
     if kind in ("cityscapes_instance", "cityscapes_sem_seg", "pascal_voc"):
         by_kind = {
             "cityscapes_instance": CityscapesInstanceEvaluator,

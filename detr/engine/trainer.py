@@ -48,8 +48,8 @@ class Trainer(DefaultTrainer):
         The data sets are not checked by a subclass that builds its own loaders.
         """
         solver.check_batch_size(cfg)
-        if not self._overrides("build_test_loader", "build_evaluator", "test"):
-            data_checks.check_test_sets(cfg)
+        if not self._overrides("build_test_loader", "test"):
+            data_checks.check_test_sets(cfg, own_evaluator=self._overrides("build_evaluator"))
         dicts: list[dict[str, Any]] = []
         num_images = 0
         if not self._overrides("build_train_loader"):
@@ -164,8 +164,8 @@ class Trainer(DefaultTrainer):
         Raises InputError for bad data sets and for weights that are not a whole model's. Exits with status 1 where
         the results are not those of TEST.EXPECTED_RESULTS.
         """
-        if not cls._overrides("build_test_loader", "build_evaluator", "test"):
-            data_checks.check_test_sets(cfg)
+        if not cls._overrides("build_test_loader", "test"):
+            data_checks.check_test_sets(cfg, own_evaluator=cls._overrides("build_evaluator"))
         model = cls.build_model(cfg)
         checkpointer = DetrCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

@@ -97,7 +97,6 @@ def without(kind, index, key):
         (without("annotations", 1, "image_id"), "annotation 11 has the image_id None"),
         (change("annotations", 1, category_id=9), "annotation 11 has the category_id 9, which is no id of the categor"),
         (without("annotations", 0, "category_id"), "annotation 10 has the category_id None"),
-        (change("annotations", 0, ignore=1), "annotation 10 has 'ignore'"),
         *[(change("categories", 0, name=x), "category 5 has the name") for x in (None, "", [1], {}, True)],
         (without("categories", 0, "name"), "category 5 has the name None"),
         *[(change("images", 0, file_name=x), "image 3 has the file_name") for x in (None, "", 7, ["3.jpg"])],
@@ -132,6 +131,13 @@ def test_what_has_one_reading_works(write):
 def test_a_path_need_not_be_text(tmp_path, write):
     path = Path(write(content()))
     assert dicts_of(path) == dicts_of(str(path))
+
+
+def test_ignored_objects_are_crowds(write, caplog):
+    """COCO's evaluation overwrites ``ignore``, as of VOC's difficult objects, by ``iscrowd``."""
+    dicts = dicts_of(write(change("annotations", 0, ignore=1)))
+    assert [obj["iscrowd"] for x in dicts for obj in x["annotations"]] == [1, 1]
+    assert "1 annotations with 'ignore' are crowds" in caplog.text
 
 
 def test_a_file_without_annotations_is_a_test_set(write):

@@ -94,7 +94,7 @@ def test_every_row_of_the_table(caplog):
     dropped, border = caplog.messages
     assert dropped.startswith("mine: 2 of 7 boxes are dropped")
     assert "the first is in b.jpg" in dropped
-    assert "4 of 6 boxes are below a pixel or reach over the border of their image, the first [30.0, 20.0, 10" in border
+    assert "4 of 6 boxes have no area, are below a pixel or reach over the border, the first [30.0, 20.0, 10" in border
     caplog.clear()
     log_table({"mine": row, "others": segment_statistics([{"segments_info": [{"category_id": 1}] * 2}], None)}, "Sets")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in caplog.messages[0].splitlines()[1:]]

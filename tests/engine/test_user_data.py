@@ -8,7 +8,8 @@ import logging
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.data.datasets.lvis import register_lvis_instances
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -232,5 +233,55 @@ def test_rare_segments_are_repeated(shapes_root, run_config):
     assert len(repeats) == 48
     assert 1 <= repeats.min() < repeats.max()
     Trainer(cfg).train()
+    cfg = run_config({**settings, "DATALOADER.SAMPLER_TRAIN": "WeightedCategoryTrainingSampler"})
     with pytest.raises(InputError, match="WeightedCategoryTrainingSampler cannot read panoptic data sets"):
-        Trainer(run_config({**settings, "DATALOADER.SAMPLER_TRAIN": "WeightedCategoryTrainingSampler"}))
+        data_checks.panoptic_sampler(cfg, [])
+
+
+@pytest.mark.parametrize(
+    "crowd", [{"bbox": [1, 1, 5, 5], "category_id": -1}, {"category_id": 0}, {"bbox": [1, 1, 5, 5]}]
+)
+def test_crowds_need_no_class_and_no_box(crowd, register, config, folder):
+    """Regions to ignore, as VisDrone has them."""
+    obj = {"bbox": [4, 4, 20, 16], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    objects = [obj, {"bbox_mode": BoxMode.XYWH_ABS, **crowd, "iscrowd": 1}]
+    dicts = [{"file_name": str(folder / f"{i}.jpg"), "annotations": objects} for i in range(4)]
+    cfg = config(register.dicts(dicts, thing_classes=["cat", "dog"]))
+    trainer = Trainer(cfg)
+    assert {len(x["instances"]) for batch in itertools.islice(trainer.data_loader, 2) for x in batch} == {1}
+    assert "bbox" in trainer.train()
+
+
+def test_a_missing_package_of_a_loader_is_named(config, registered, folder):
+    (folder / "lvis.json").write_text("{}")
+    register_lvis_instances("of_lvis", {}, str(folder / "lvis.json"), str(folder))
+    registered.append("of_lvis")
+    with pytest.raises(InputError, match=r"the data set of_lvis needs the package lvis, .*: pip install lvis$"):
+        data_checks.check_test_sets(config("of_lvis"))
+
+
+def test_objects_that_an_own_loader_loses_are_counted(register, config, folder, registered, caplog):
+    """Detectron2's loader drops objects whose segmentation is two corners, boxes or not."""
+
+    def change(content):
+        content["annotations"][0]["segmentation"] = [[1, 2, 9, 11]]
+
+    register(change, "in_file")
+    path = str(folder / "in_file.json")
+    DatasetCatalog.register("own", lambda: load_coco_json(path, str(folder), "own"))
+    registered.append("own")
+    MetadataCatalog.get("own").set(json_file=path, image_root=str(folder), evaluator_type="coco")
+    data_checks.check_test_sets(config("in_file", "own"))
+    (warning,) = [text for text in caplog.messages if text.startswith("own: ")]
+    assert "and 1 of its 8 are not in the data set" in warning
+
+
+def test_an_own_evaluator_leaves_the_other_checks(register, config):
+    class WithOwnEvaluator(Trainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            raise AssertionError("not called")
+
+    bad, good = register(every("annotations", bbox=[4, 4, 20]), "bad"), register(None, "good")
+    with pytest.raises(InputError, match=r"with the bbox \[4, 4, 20\]"):
+        WithOwnEvaluator(config(good, bad))
