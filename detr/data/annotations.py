@@ -121,7 +121,7 @@ def clean_image(x: dict[str, Any], where: str = "an image") -> dict[str, Any]:
 
 
 def _add_size(x: dict[str, Any]) -> None:
-    if ("height" in x and "width" in x) or "://" in x["file_name"] or "segments_info" in x:
+    if ("height" in x and "width" in x) or "://" in x["file_name"] or "annotations" not in x:
         return
     size = size_in_file(x["file_name"])
     if size is not None:

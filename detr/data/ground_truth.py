@@ -208,6 +208,12 @@ def as_detections(truth: GroundTruth) -> list[dict[str, Any]]:
     ]
 
 
+def images_of_empty_masks(truth: GroundTruth) -> list[Any]:
+    """The ids of the images of objects without a pixel, which no mask can match; one for each object."""
+    masks = [x for x in truth.content.get("annotations", []) if isinstance(x.get("segmentation"), dict)]
+    return [x["image_id"] for x in masks if not x["iscrowd"] and not mask_util.area(x["segmentation"])]
+
+
 def _to_xywh(obj: Mapping[str, Any]) -> list[float]:
     x, y, a, b = map(float, obj["bbox"])
     return [x, y, a, b] if obj["bbox_mode"] == BoxMode.XYWH_ABS else [x, y, a - x, b - y]

@@ -41,8 +41,9 @@ def read_segmentation(segmentation: Any, size: Size, where: str) -> Any:
     try:
         if isinstance(segmentation, np.ndarray):
             shape = segmentation.shape
-            if segmentation.dtype.kind not in "biuf" or not np.isfinite(segmentation).all():
-                raise ValueError(f"a bitmap of the type {segmentation.dtype}, or not finite")
+            is_float = segmentation.dtype.kind == "f"
+            if segmentation.dtype.kind not in "biuf" or (is_float and not np.isin(segmentation, (0, 1, 255)).all()):
+                raise ValueError("a bitmap whose values are neither 0 and 1 nor integers")
         elif isinstance(segmentation, dict):
             shape, segmentation = _read_rle(segmentation, size)
         elif not isinstance(segmentation, list):
@@ -155,7 +156,7 @@ def _read_rle(rle: dict[str, Any], size: Size) -> tuple[tuple[int, int], dict[st
         return (height, width), rle  # before anything is allocated
     counts = rle["counts"]
     if isinstance(counts, (list, tuple)):
-        if not all(isinstance(run, (int, np.integer)) and run >= 0 for run in counts):
+        if not all(isinstance(run, (int, np.integer)) and not isinstance(run, bool) and run >= 0 for run in counts):
             raise ValueError("an RLE whose counts are no whole numbers")
         runs, rle = sum(counts), {"size": [height, width], "counts": list(counts)}
     else:

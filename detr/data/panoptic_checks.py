@@ -22,7 +22,7 @@ def check_segments(dicts: Sequence[dict[str, Any]], num_classes: int, name: str 
     for x in dicts:
         where = x["file_name"]
         for key in ("pan_seg_file_name", "segments_info"):
-            if not x.get(key) and x.get(key) != []:
+            if x.get(key) is None:
                 raise InputError(f"{where} has no {key!r}: every image of a panoptic set needs one")
         if not isinstance(x["pan_seg_file_name"], (str, os.PathLike)) or not PATH.fullmatch(
             str(x["pan_seg_file_name"])
@@ -76,8 +76,9 @@ def _check_maps(name: str, dicts: Sequence[dict[str, Any]]) -> None:
     metadata = MetadataCatalog.get(name)
     path = metadata.panoptic_json
     content = read_lists(path, optional="")
-    for index, image in enumerate(content["images"]):
-        as_id(image.get("id"), f"{path}: number {index} of the images has the id")
+    for kind in ("images", "categories"):
+        for index, entry in enumerate(content[kind]):
+            entry["id"] = as_id(entry.get("id"), f"{path}: number {index} of the {kind} has the id")
     _check_maps_of_images(name, dicts, content["annotations"])
     categories = content["categories"]
     for kind, isthing in (("thing", True), ("stuff", False)):

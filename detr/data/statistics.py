@@ -86,7 +86,7 @@ def segment_statistics(dicts: Sequence[dict[str, Any]], classes: Sequence[str] |
 
 def warn_of_unseen_classes(dicts: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
     """Logs a warning for classes of which a training set has no object."""
-    key = "segments_info" if "segments_info" in dicts[0] else "annotations"
+    key = "annotations" if "annotations" in dicts[0] else "segments_info"
     seen = Counter(obj["category_id"] for x in dicts for obj in x[key])
     unseen = [name for index, name in enumerate(classes) if index not in seen]
     if unseen:

@@ -12,7 +12,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
 from detr.data.checks import check_classes, check_dicts, check_same_classes, check_same_task
-from detr.data.ground_truth import as_detections, check_same_images, warn_of_other_objects
+from detr.data.ground_truth import as_detections, check_same_images, images_of_empty_masks, warn_of_other_objects
 from detr.data.image_checks import check_images, check_pngs
 from detr.data.loading import check_unique_images, load_as_detectron2, load_dataset, load_dicts
 from detr.data.metadata import class_names, is_panoptic
@@ -179,7 +179,10 @@ def _check_truth(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> None:
             numbers = Counter((x["image_id"], x["category_id"]) for x in detections)
             (image, _), most = numbers.most_common(1)[0]
             limit = evaluator._max_dets_per_image[-1]
+            empty = images_of_empty_masks(truth) if task == "segm" else []
             reason = f": image {image} has {most} objects of one class, and AP counts {limit}" if most > limit else ""
+            if empty:
+                reason += f": {len(empty)} masks have no pixel in their image, the first in image {empty[0]}"
             logger.warning(
                 "%s: perfect detections would have %s AP %.2f, not 100, because of the classes %s%s",
                 name,

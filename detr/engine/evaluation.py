@@ -102,6 +102,12 @@ def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
         raise InputError(
             f"no evaluator for the data set {dataset_name} of type {kind!r}: set its metadata's evaluator_type to coco"
         )
+    missing = {"dirname", "split", "year"} - MetadataCatalog.get(dataset_name).as_dict().keys()
+    if kind == "pascal_voc" and missing:
+        raise InputError(
+            f"the data set {dataset_name} of type 'pascal_voc' has no {min(missing)} in its metadata: register it with "
+            "detectron2.data.datasets.register_pascal_voc, or set its metadata's evaluator_type to coco"
+        )
 
 
 def _evaluator_type(dataset_name: str) -> Any:

@@ -108,6 +108,15 @@ def test_classes_without_names_are_an_error(registered, classes):
         check_classes("mine", len(classes))
 
 
+@pytest.mark.parametrize("classes", [7, "ab", True])
+def test_classes_that_are_no_list_are_an_error(registered, classes):
+    MetadataCatalog.get("mine").set(thing_classes=classes)
+    DatasetCatalog.register("mine", list)
+    registered.append("mine")
+    with pytest.raises(InputError, match=r"mine has the thing_classes .* in its metadata: it must be a list of names"):
+        check_classes("mine", 2)
+
+
 @pytest.mark.parametrize("value", [[1], {1}, {}, 1.5, True, b"1", np.array(1)], ids=str)
 def test_ids_of_images_without_a_reading_are_errors(registered, value):
     DatasetCatalog.register("mine", lambda: [{**entry("a.jpg"), "image_id": 0}, {**entry("b.jpg"), "image_id": value}])

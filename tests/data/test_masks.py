@@ -73,6 +73,8 @@ def test_polygons_that_overlap_are_joined():
         *[({"size": [6, 8], "counts": x}, "cannot be read") for x in ("", "~~~~", "PPPPPP", "0", b"\xff", "\u00e9")],
         *[({"size": x, "counts": [48]}, "cannot be read") for x in (None, ["six", 8], [6], 48, [6.5, 8], [True, 48])],
         ({"size": [8, 6], "counts": [48]}, r"is 8 x 6 pixels .*is for 6 x 8"),
+        ({"size": [6, 8], "counts": [True] * 48}, "cannot be read"),
+        *[(np.full(SIZE, x), "cannot be read .*a bitmap") for x in (float("nan"), 0.3, "a", None)],
         (np.zeros((6, 7)), r"is 8 x 6 pixels .*is for 7 x 6"),
     ],
     ids=str,

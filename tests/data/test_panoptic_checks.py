@@ -112,6 +112,7 @@ def test_shapes_and_coco_pass(name, number, shapes_root, request):
         (panoptic_json(categories=[(1, 0), (5, 0)]), r"\(thing\) has categories with the ids , but its metadata 1"),
         ({**panoptic_json(), "images": None}, r"panoptic\.json has images None: it must be a list"),
         ({**panoptic_json(), "images": [{"id": [7]}]}, r"panoptic\.json: number 0 of the images has the id \[7\]"),
+        (panoptic_json(categories=[({}, 1), (5, 0)]), r"panoptic\.json: number 0 of the categories has the id \{\}"),
         (panoptic_json(image_id="7"), r"the image with the id '?7'? is not both in the data set .*panoptic\.json"),
         (panoptic_json(categories=[(1, 2), (5, 0)]), r"\(thing\) has categories with the ids , but its metadata 1"),
         (panoptic_json(segments=[(1, 1, 0)]), r"panoptic\.json has no stuff segment but crowds"),
@@ -179,7 +180,7 @@ def test_incomplete_panoptic_dicts_name_the_file(key):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        *[("pan_seg_file_name", value, "has the pan_seg_file_name") for value in (7, b"0.png", ["0.png"], "0\n.png")],
+        *[("pan_seg_file_name", value, "has the pan_seg_file_name") for value in (7, b"", [], np.False_, "0\n.png")],
         *[("iscrowd", value, "has a segment with the iscrowd") for value in (2, "yes", [1], np.array([]))],
     ],
     ids=str,

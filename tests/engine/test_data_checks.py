@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from PIL import Image
 
 from detr.engine import data_checks
 from detr.engine.defaults import load_config
@@ -22,7 +23,9 @@ def _check_as_rank(rank, store, results):
     logging.getLogger("detr").addHandler(handler)
     for bad in (0, 1):
         obj = {"bbox": [3, 3, 3, 3], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 9 if rank == bad else 0}
-        annotations = [obj if rank == bad else {**obj, "segmentation": [[0, 0, 5, 0, 5, 5]]}]
+        good = {"bbox": [0, 0, 5, 5], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+        segmentation = {"segmentation": [[0, 0, 5, 0, 5, 5]]}
+        annotations = [{**good, **segmentation}, obj if rank == bad else {**obj, **segmentation}]
         DatasetCatalog.register(f"bad_{bad}", lambda x=annotations: [{"file_name": "a.jpg", "annotations": x}])
         for check, key, masks in (
             (data_checks.check_training_sets, "TRAIN", "False"),
@@ -84,3 +87,20 @@ def test_segments_of_a_set_that_is_not_registered_as_panoptic_are_an_error(tiny_
     finally:
         DatasetCatalog.remove("mine")
         MetadataCatalog.remove("mine")
+
+
+def test_masks_without_a_pixel_are_counted(tiny_config, tmp_path, caplog):
+    """They cannot be found: the polygon is beside the image."""
+    Image.new("RGB", (32, 24)).save(tmp_path / "a.png")
+    obj = {"bbox": [1, 2, 8, 8], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    polygons = [[1, 2, 9, 2, 9, 10, 1, 10]], [[40, 2, 48, 2, 48, 10]]
+    objects = [{**obj, "segmentation": polygon} for polygon in polygons]
+    DatasetCatalog.register("mine", lambda: [{"file_name": tmp_path / "a.png", "image_id": 3, "annotations": objects}])
+    MetadataCatalog.get("mine").thing_classes = ["cat"]
+    settings = {"DATASETS.TEST": "('mine',)", "MODEL.DETR.NUM_CLASSES": 1, "MODEL.MASK_ON": True}
+    try:
+        data_checks.check_test_sets(tiny_config(settings))
+    finally:
+        DatasetCatalog.remove("mine")
+        MetadataCatalog.remove("mine")
+    assert ": 1 masks have no pixel in their image, the first in image 3" in caplog.text

@@ -173,6 +173,9 @@ def test_an_evaluator_of_another_kind_is_found_with_the_data_set(panoptic_config
     check_evaluator(panoptic_config(), "shapes_val")
     with pytest.raises(InputError, match="no evaluator for the data set semantic of type 'sem_seg'"):
         check_evaluator(panoptic_config(), other_sets[1])
+    vars(MetadataCatalog.get("semantic"))["evaluator_type"] = "pascal_voc"
+    with pytest.raises(InputError, match="semantic of type 'pascal_voc' has no dirname in its metadata"):
+        check_evaluator(panoptic_config(), "semantic")
 
 
 def test_a_missing_panopticapi_is_reported_with_the_remedy(monkeypatch):
