@@ -172,8 +172,11 @@ class DetrCheckpointer(DetectionCheckpointer):
         if not isinstance(self.model, Detr):
             super()._log_incompatible_keys(incompatible)
             return
-        own = self.model.state_dict()
-        missing = incompatible.missing_keys
+        # Where the counters of batch norms are missing, torch sets some and reports others: they are no weights.
+        own, missing = (
+            [key for key in keys if not key.endswith("num_batches_tracked")]
+            for keys in (self.model.state_dict(), incompatible.missing_keys)
+        )
         logger.info("loaded %d of the model's %d tensors", len(own) - len(missing), len(own))
         total = Counter(map(_part, own))
         for part, keys in _by_part(missing).items():
