@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -117,8 +117,16 @@ class DetrCheckpointer(DetectionCheckpointer):
                 raise InputError(f"{f}: ?weights={self._options.weights} is for weights of a Detr; leave it out")
             return load_file(f)
         # What goes on with an optimizer's state are the weights that it belongs to, never their average.
-        source = read(f, weights="model" if self._resumes else self._options.weights)
+        source = read(f, weights="model" if self._resumes else self._options.weights, is_own=self._is_own)
         return self._understood(source) or {**source.rest, "model": source.state}
+
+    def _is_own(self, state: Mapping[str, Any]) -> bool:
+        """Whether the model has exactly these tensors; to resume from, it would have to, and the check says how not."""
+        own = self.model.state_dict()
+        shapes = {name: getattr(own[key], "shape", None) for key, name in unwrapped_names(own).items()}
+        if self._resumes:
+            return not shapes.keys().isdisjoint(state)
+        return shapes == {name: getattr(value, "shape", None) for name, value in state.items()}
 
     def _understood(self, source: Source) -> dict[str, Any] | None:
         """The source in Detectron2's form; None where it is in no format of DETR's."""
@@ -172,8 +180,11 @@ class DetrCheckpointer(DetectionCheckpointer):
         if not isinstance(self.model, Detr):
             super()._log_incompatible_keys(incompatible)
             return
-        own = self.model.state_dict()
-        missing = incompatible.missing_keys
+        # Where the counters of batch norms are missing, torch sets some and reports others: they are no weights.
+        own, missing = (
+            [key for key in keys if not key.endswith("num_batches_tracked")]
+            for keys in (self.model.state_dict(), incompatible.missing_keys)
+        )
         logger.info("loaded %d of the model's %d tensors", len(own) - len(missing), len(own))
         total = Counter(map(_part, own))
         for part, keys in _by_part(missing).items():

@@ -53,14 +53,20 @@ def _check_parts(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
     totals, held = Counter(map(_filled_part, own)), Counter(_filled_part(key) for key in state if key in own)
     for part, total in totals.items():
         others = [key for key in state if key not in own and _filled_part(key) == part]
-        # A head may be another one, but a transformer or a backbone under other names is another program's.
-        under_other_names = bool(others) and not held[part] and part.startswith(("transformer.", "backbone."))
-        if (held[part] and held[part] * 2 < total) or under_other_names:
+        is_renamed = not held[part] and part.startswith("transformer.") and _are_renamed(part, others, state, own)
+        if (held[part] and held[part] * 2 < total) or is_renamed:
             names = f" (and {len(others)} others, the first: {others[0]})" if others else ""
             raise InputError(
                 f"the weights hold {held[part]} of the {total} tensors of {part}{names}, so that they are another "
                 f"model's; {_remedy(state, own)}, or add ?partial=True to their path to train the rest of it anew"
             )
+
+
+def _are_renamed(part: str, others: list[str], state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether the others are a part's tensors under another program's names, by their shapes; perhaps more or fewer."""
+    ours = Counter(tuple(value.shape) for key, value in own.items() if _filled_part(key) == part)
+    theirs = Counter(tuple(state[key].shape) for key in others)
+    return bool(theirs) and (theirs <= ours or ours <= theirs)
 
 
 def _remedy(state: Mapping[str, Any], own: Mapping[str, Any], wrong: Iterable[str] = ()) -> str:

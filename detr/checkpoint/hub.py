@@ -4,6 +4,7 @@ Importing this registers both prefixes with Detectron2's path manager.
 """
 
 import difflib
+import hashlib
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from urllib.parse import urlparse
 import torch
 import torchvision
 from detectron2.utils.file_io import PathManager
+from iopath.common.download import download
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from portalocker.exceptions import LockException
 
@@ -116,10 +118,15 @@ def local_path(path: str) -> str:
         if not os.path.exists(path):
             raise InputError(f"there is no file or folder {path}{missing_hint(path)}")
         return path
-    hashed = re.fullmatch(r"https?://\S+-([0-9a-f]{8,64})\.pth", path)
+    hashed = re.fullmatch(r"https?://[^\s?]+-([0-9a-f]{8,64})\.pth(?:\?\S*)?", path)
     if hashed:
         return fetch(path, hashed[1])
     try:
+        if "?" in path and path.startswith(("http://", "https://", "ftp://")):
+            # Detectron2's handler would cut the file's name out of the parameters.
+            place = cache_path(path)
+            with file_lock(place):
+                return str(download(path, os.path.dirname(place), filename=os.path.basename(place)))
         return str(PathManager.get_local_path(path))
     except (URLError, OSError) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
@@ -171,9 +178,15 @@ def fetch(url: str, hash_prefix: str) -> str:
 
 
 def cache_path(url: str) -> str:
-    """Where Detectron2's own handler of ``https://`` puts the file: $FVCORE_CACHE, or ~/.torch/iopath_cache."""
-    folder = os.path.dirname(urlparse(url).path.lstrip("/"))
-    return os.path.join(get_cache_dir(), folder, url.split("/")[-1])
+    """Where Detectron2's own handler of ``https://`` puts the file: $FVCORE_CACHE, or ~/.torch/iopath_cache.
+
+    For a URL with parameters, which may be all that names the file, a digest of the URL is put before the name.
+    """
+    plain, parameters, _ = url.partition("?")
+    folder, name = os.path.dirname(urlparse(plain).path.lstrip("/")), plain.split("/")[-1]
+    if parameters:
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+    return os.path.join(get_cache_dir(), folder, name)
 
 
 def _download(url: str, path: str, hash_prefix: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_plus
 
 from detr.errors import InputError
 
@@ -21,18 +21,19 @@ class Options:
 def split_options(path: str) -> tuple[str, Options]:
     """The path without its options, and these. Raises InputError for an unknown option or value.
 
-    A URL keeps parameters of its own.
+    A URL keeps parameters of its own, byte for byte: a signature holds for nothing else.
     """
     if "?" not in path or os.path.exists(path):
         return path, Options()
     plain, _, query = path.partition("?")
     found, others = {}, []
-    for name, value in parse_qsl(query, keep_blank_values=True):
+    for parameter in query.split("&"):
+        name, _, value = (unquote_plus(part) for part in parameter.partition("="))
         if (name == "weights" and value) or (name in _FLAGS and value in ("True", "False")):
             found[name] = value
-        elif "://" in path and name not in Options.__dataclass_fields__:
-            others.append(f"{name}={value}")
-        else:
+        elif "://" in plain and name not in Options.__dataclass_fields__:
+            others.append(parameter)
+        elif parameter:
             known = ", ".join(["weights=ema", "weights=model", *(f"{flag}=True" for flag in _FLAGS)])
             raise InputError(f"{path}: {name}={value} behind the ? is no option; there are {known}")
     options = Options(found.get("weights"), **{flag: found.get(flag) == "True" for flag in _FLAGS})

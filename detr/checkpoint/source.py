@@ -15,7 +15,7 @@ from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.files import load_config_json, load_file, weights_in_folder
 from detr.checkpoint.formats import TRANSFORMERS, Conversion, Format, recognize, to_detectron2
 from detr.checkpoint.hub import ZOO, released_file
-from detr.checkpoint.wrappers import choose, unwrapped_names
+from detr.checkpoint.wrappers import IsOwn, choose, unwrapped_names
 from detr.errors import InputError
 
 NOTE = "detr"  # the key under which the converter stores what the tensors do not show
@@ -44,23 +44,23 @@ class Source:
             raise InputError(f"{self.path}: {error}") from error
 
 
-def read(path: str, *, unsafe: bool = False, weights: str | None = None) -> Source:
+def read(path: str, *, unsafe: bool = False, weights: str | None = None, is_own: IsOwn | None = None) -> Source:
     """Reads a weights file, or a folder that transformers wrote.
 
     unsafe: as in ``load_file``
-    weights: which of several, as in ``wrappers.choose``
+    weights, is_own: which of several, as in ``wrappers.choose``
 
     Raises InputError for a file that cannot be read, for weights that are no tensors or not finite, and for a choice
     that is not clear.
     """
     if os.path.isdir(path):
         path = weights_in_folder(path)
-    return source_of(path, load_file(path, unsafe=unsafe), weights)
+    return source_of(path, load_file(path, unsafe=unsafe), weights, is_own)
 
 
-def source_of(path: str, content: Mapping[str, Any], weights: str | None = None) -> Source:
+def source_of(path: str, content: Mapping[str, Any], weights: str | None = None, is_own: IsOwn | None = None) -> Source:
     """What ``read`` makes of a file's content."""
-    chosen, lines = choose(path, content, weights)
+    chosen, lines = choose(path, content, weights, is_own)
     raw: Mapping[Any, Any]
     if chosen is not None:
         key, raw = (chosen.path[0] if chosen.path else None), chosen.state

@@ -5,7 +5,7 @@ often with an average of them (EMA). Each place where the keys are those of a wh
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from detr.checkpoint.formats import Format, recognize, unknown_keys
 from detr.errors import InputError
+
+IsOwn = Callable[[Mapping[str, Any]], bool]  # whether a dict, with names without wrappers, is the model's as it is
 
 _DEPTH = 4  # of nested dicts
 _ANCHORS = ("class_embed.bias", "class_labels_classifier.bias")  # every whole DETR has one of them
@@ -38,15 +40,20 @@ class Candidate:
         return ".".join([*self.path, *self.prefix.split(".")[:-1]]) or "top-level"
 
 
-def choose(where: str, content: Mapping[str, Any], weights: str | None) -> tuple[Candidate | None, list[str]]:
+def choose(
+    where: str, content: Mapping[str, Any], weights: str | None, is_own: IsOwn | None = None
+) -> tuple[Candidate | None, list[str]]:
     """The weights to take, None where the content is in no known format, and lines for the log.
 
     where: for messages
     weights: "ema", "model" or a candidate's name; None for what the file's program evaluates, the average if it has one
+    is_own: a dict for which this holds is taken whole, with every DETR inside; else the outermost of them is taken
 
     Raises InputError where the choice is not there or not clear.
     """
-    found = _candidates(content)
+    found = _candidates(content, is_own)
+    if is_own and not _fitting(found, weights):  # perhaps a DETR inside is named
+        found = _candidates(content)
     if not found:
         if weights not in (None, "model"):
             raise InputError(f"{where}: weights={weights} cannot be chosen, because no part of it is in a known format")
@@ -79,12 +86,22 @@ def choose(where: str, content: Mapping[str, Any], weights: str | None) -> tuple
 
 
 def _fitting(found: list[Candidate], weights: str | None) -> list[Candidate]:
-    averages, others = ([part for part in found if part.average is wanted] for wanted in (True, False))
+    averages, others = (_outermost([part for part in found if part.average is wanted]) for wanted in (True, False))
     if weights is None:
         return averages or others
     by_role = {"ema": averages, "model": others}.get(weights, [])
     by_name = [part for part in found if part.name == weights]
+    by_name = by_name or [part for part in found if part.prefix == f"{weights}."]
     return by_name if by_name and len(by_role) != 1 else by_role
+
+
+def _outermost(found: list[Candidate]) -> list[Candidate]:
+    """Without those inside another one, such as a teacher in its student."""
+    return [
+        part
+        for part in found
+        if not any(part.path == o.path and part.prefix.startswith(o.prefix) and part is not o for o in found)
+    ]
 
 
 def unwrapped_names(keys: Iterable[str]) -> dict[str, str]:
@@ -107,7 +124,7 @@ def unwrapped_names(keys: Iterable[str]) -> dict[str, str]:
     return names if len(set(names.values())) == len(names) else {key: key for key in names}
 
 
-def _candidates(content: Mapping[Any, Any]) -> list[Candidate]:
+def _candidates(content: Mapping[Any, Any], is_own: IsOwn | None = None) -> list[Candidate]:
     """Those of whole DETRs; where there is none, those that are a backbone and nothing else."""
     # mmengine swaps the weights and their average before it saves, so that the names say the opposite.
     swapped = "message_hub" in content and "ema_state_dict" in content
@@ -117,7 +134,8 @@ def _candidates(content: Mapping[Any, Any]) -> list[Candidate]:
     for parts_of in (_detrs, _backbone):
         found = []
         for path, state, names in dicts:
-            for prefix, part in parts_of(names):
+            whole = is_own is not None and is_own({name: state[key] for name, key in names.items()})
+            for prefix, part in [("", names)] if whole else parts_of(names):
                 keys = frozenset(part.values())
                 beside = frozenset(state.keys() - keys)
                 words = {word.lower() for name in (*path, prefix) for word in _WORD.findall(name)}

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
 from torch import nn
 
 import converter
@@ -199,6 +200,63 @@ def test_more_layers_are_no_mistake(original, tmp_path):
         fourteen,
         save(state, tmp_path),
         r"72 of the 168 tensors of transformer\.encoder.* set MODEL\.DETR\.ENC_LAYERS 6, or",
+    )
+
+
+def regnet():
+    """Detectron2's: its stem has the name of the ResNet's, and other tensors."""
+    return RegNet(
+        stem_class=SimpleStem, stem_width=8, block_class=ResBottleneckBlock, depth=4, w_a=8.0, w_0=8, w_m=2.0,
+        group_width=8,
+    )  # fmt: skip
+
+
+class Stem(nn.Module):
+    """A backbone whose stem even has a tensor of the ResNet's shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, bias=False))
+        self.stages = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("backbone", [regnet, Stem])
+def test_another_backbone_is_reinitialized(backbone, original, tmp_path):
+    model = build_model(small_config())
+    model.backbone = backbone()
+    checkpointer = DetrCheckpointer(model)
+    checkpointer.load(save(original, tmp_path))
+    total = sum(not key.endswith("num_batches_tracked") for key in model.backbone.state_dict())
+    assert checkpointer.reinitialized == [f"backbone is re-initialized: the weights hold none of its {total} tensors"]
+
+
+class Blocks(nn.Module):
+    """A transformer of the user's own, whose encoder is another one."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 64))
+        self.decoder = decoder
+
+
+def test_another_encoder_is_reinitialized(original, tmp_path):
+    model = build_model(small_config())
+    model.transformer = Blocks(model.transformer.decoder)
+    checkpointer = DetrCheckpointer(model)
+    checkpointer.load(save(original, tmp_path))
+    (line,) = checkpointer.reinitialized
+    assert line == "transformer.encoder is re-initialized: the weights hold none of its 4 tensors"
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_renamed_encoder_alone_is_refused(layers, original, tmp_path):
+    """Of as many layers as the model or of more."""
+    state = to_detectron2(original).state
+    encoder = {key: value for key, value in state.items() if key.startswith("transformer.encoder.")}
+    state = {key: value for key, value in state.items() if key not in encoder}
+    state |= {key.replace("s.0", f"s.{i}.block"): value for i in range(layers) for key, value in encoder.items()}
+    refused(
+        build_model(small_config()), save(state, tmp_path), r"hold 0 of the 12 tensors of transformer\.encoder \(and"
     )
 
 

@@ -1,13 +1,18 @@
 import hashlib
 import http.server
+import io
 import threading
 from pathlib import Path
 
 import pytest
+import torch
 import torchvision
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
-from detr.checkpoint.hub import RELEASED, cache_path, fetch, hash_in_name, torchvision_url
+from detr.checkpoint import DetrCheckpointer
+from detr.checkpoint.hub import RELEASED, cache_path, fetch, hash_in_name, local_path, torchvision_url
+from detr.checkpoint.options import split_options
 from detr.errors import InputError
 
 CONTENT = b"the weights" * 10_000
@@ -15,11 +20,12 @@ HASH = hashlib.sha256(CONTENT).hexdigest()[:8]
 
 
 class Site(http.server.ThreadingHTTPServer):
-    """Serves CONTENT under /models/*, and counts the requests."""
+    """Serves its content under /models/*, and counts the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Page)
         self.requests: list[str] = []
+        self.content = CONTENT
         self.sent = len(CONTENT)  # bytes after which the connection is closed
         self.answer = threading.Event()  # requests wait for it
         self.answer.set()
@@ -38,9 +44,9 @@ class Page(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        self.send_header("Content-Length", str(len(self.server.content)))
         self.end_headers()
-        self.wfile.write(CONTENT[: self.server.sent])
+        self.wfile.write(self.server.content[: self.server.sent])
 
     def log_message(self, *args: object) -> None:
         pass
@@ -87,6 +93,45 @@ def test_a_file_copied_into_the_cache_needs_no_network(site, cache):
     assert fetch(site.url(), HASH) == str(path)
     assert site.requests == []
     assert [other.name for other in path.parent.iterdir()] == ["weights.pth"]  # a read-only folder would do
+
+
+@pytest.mark.parametrize(
+    ("path", "plain", "weights"),
+    [
+        ("https://a.b/w.pth?sig=a%2Bb%2Fc%3D&x=1+2&&y", "https://a.b/w.pth?sig=a%2Bb%2Fc%3D&x=1+2&&y", None),
+        ("https://a.b/w.pth?sig=a%2Bb&weights=ema%2Emodule&y=%20", "https://a.b/w.pth?sig=a%2Bb&y=%20", "ema.module"),
+        ("https://a.b/w.pth?weights=ema", "https://a.b/w.pth", "ema"),
+        ("https://a.b/w.pth?", "https://a.b/w.pth?", None),
+        ("w.pth?weights=ema&", "w.pth", "ema"),
+    ],
+)
+def test_a_url_keeps_its_own_parameters_byte_for_byte(path, plain, weights):
+    found, options = split_options(path)
+    assert (found, options.weights) == (plain, weights)
+
+
+def test_a_url_with_parameters_is_loaded(site, cache):
+    """A signed URL: a file of its own in the cache, downloaded once."""
+    queries = ["sig=a%2Bb%2Fc%3D", "sig=d%2Fc%3D", "file=one"]
+    for value, query in [*enumerate(queries), (0, queries[0])]:
+        model = nn.Linear(1, 1)
+        file = io.BytesIO()
+        torch.save({key: torch.full_like(tensor, value) for key, tensor in model.state_dict().items()}, file)
+        site.content, site.sent = file.getvalue(), len(file.getvalue())
+        DetrCheckpointer(model).load(f"{site.url()}?{query}&matching_heuristics=False")
+        assert model.bias.item() == value
+    assert site.requests == [f"/models/weights.pth?{query}" for query in queries]
+    names = left_behind(cache)
+    assert len(names) == 3
+    assert all(name.endswith("-weights.pth") and "?" not in name for name in names)
+
+
+def test_a_url_with_parameters_is_held_to_the_hash_in_its_name(site, cache):
+    assert Path(local_path(site.url(f"weights-{HASH}.pth?sig=a%2Fb"))).read_bytes() == CONTENT
+    with pytest.raises(InputError, match="cut off or altered on its way"):
+        local_path(site.url("weights-00000000.pth?sig=a%2Fb"))
+    with pytest.raises(InputError, match=r"cannot download the weights \S+/gone/w\.pth\?sig=1 \(Not Found\): check"):
+        local_path(site.url("w.pth?sig=1").replace("/models/", "/gone/"))
 
 
 def test_a_wrong_file_in_the_cache_is_refused_and_kept(site, cache):
