@@ -272,7 +272,7 @@ def test_objects_that_an_own_loader_loses_are_counted(register, config, folder, 
     registered.append("own")
     MetadataCatalog.get("own").set(json_file=path, image_root=str(folder), evaluator_type="coco")
     data_checks.check_test_sets(config("in_file", "own"))
-    (warning,) = [text for text in caplog.messages if text.startswith("own: ")]
+    (warning,) = [text for text in caplog.messages if "are not in the data set" in text]
     assert "and 1 of its 8 are not in the data set" in warning
 
 
