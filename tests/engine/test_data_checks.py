@@ -14,6 +14,9 @@ from detr.errors import InputError
 from tests.conftest import QUICKSTART
 
 
+IMAGE = {"file_name": "a.jpg", "height": 24, "width": 32}
+
+
 def _check_as_rank(rank, store, results):
     """Checks a training and a test set whose objects are bad on one of the ranks, and degenerate on both."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -26,7 +29,7 @@ def _check_as_rank(rank, store, results):
         good = {"bbox": [0, 0, 5, 5], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
         segmentation = {"segmentation": [[0, 0, 5, 0, 5, 5]]}
         annotations = [{**good, **segmentation}, obj if rank == bad else {**obj, **segmentation}]
-        DatasetCatalog.register(f"bad_{bad}", lambda x=annotations: [{"file_name": "a.jpg", "annotations": x}])
+        DatasetCatalog.register(f"bad_{bad}", lambda x=annotations: [{**IMAGE, "annotations": x}])
         for check, key, masks in (
             (data_checks.check_training_sets, "TRAIN", "False"),
             (data_checks.check_test_sets, "TEST", "True"),
