@@ -13,7 +13,6 @@ from detr.engine.defaults import load_config
 from detr.errors import InputError
 from tests.conftest import QUICKSTART
 
-
 IMAGE = {"file_name": "a.jpg", "height": 24, "width": 32}
 
 
