@@ -8,7 +8,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import print_instances_class_histogram
-from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
 from detr.data.checks import check_classes, check_dicts, check_same_classes, check_same_task
@@ -36,16 +35,9 @@ from detr.engine.evaluation import (
     is_detr,
     measures_pq,
 )
+from detr.engine.samplers import check_sampler
 from detr.errors import InputError
 
-# DATALOADER.SAMPLER_TRAIN -> the key that it reads, and Detectron2's config lacks
-SAMPLERS = {
-    "TrainingSampler": "",
-    "RepeatFactorTrainingSampler": "",
-    "RandomSubsetTrainingSampler": "DATALOADER.RANDOM_SUBSET_RATIO",
-    "WeightedTrainingSampler": "DATASETS.TRAIN_REPEAT_FACTOR",
-    "WeightedCategoryTrainingSampler": "DATASETS.TRAIN_REPEAT_FACTOR",
-}
 PERFECT = 99.9  # percent, without the error of summing
 SAMPLE = 1000  # images
 
@@ -116,7 +108,7 @@ def _check_training_sets(cfg: CfgNode, dicts: list[dict[str, Any]]) -> None:
     panoptic = is_detr(cfg) and is_panoptic(names[0])
     if is_detr(cfg):
         check_same_task(names)
-        _check_sampler(cfg)
+        check_sampler(cfg)
         for name in names:
             check_classes(name, cfg.MODEL.DETR.NUM_CLASSES)
         check_same_classes([*names, *cfg.DATASETS.TEST])
@@ -191,39 +183,6 @@ def _check_truth(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> None:
                 ", ".join(poor[:5]) or "that it has",
                 reason,
             )
-
-
-def _check_sampler(cfg: CfgNode) -> None:
-    """Raises InputError for an unknown sampler, and for one that reads a key that Detectron2's config does not have."""
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name not in SAMPLERS:
-        raise InputError(f"DATALOADER.SAMPLER_TRAIN is {name!r}: it must be one of {', '.join(SAMPLERS)}")
-    section, _, key = SAMPLERS[name].partition(".")
-    if key and key not in cfg[section]:
-        raise InputError(
-            f"DATALOADER.SAMPLER_TRAIN {name} reads {section}.{key}, which the config does not have: take "
-            "TrainingSampler or RepeatFactorTrainingSampler, or add the key to the config in a script of your own"
-        )
-
-
-def panoptic_sampler(cfg: CfgNode, dicts: list[dict[str, Any]]) -> RepeatFactorTrainingSampler | None:
-    """The sampler of a panoptic training set where Detectron2 would look for annotations; None leaves it the choice.
-
-    Raises InputError for WeightedCategoryTrainingSampler, which loads the data sets itself.
-    """
-    keys = cfg.DATALOADER
-    if keys.SAMPLER_TRAIN == "WeightedCategoryTrainingSampler":
-        raise InputError(
-            "DATALOADER.SAMPLER_TRAIN WeightedCategoryTrainingSampler cannot read panoptic data sets: take "
-            "RepeatFactorTrainingSampler or TrainingSampler"
-        )
-    if keys.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
-        return None
-    count = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
-    segments = [{"annotations": x["segments_info"]} for x in dicts]
-    return RepeatFactorTrainingSampler(
-        count(segments, keys.REPEAT_THRESHOLD, sqrt=keys.REPEAT_SQRT), seed=cfg.SEED if cfg.SEED >= 0 else None
-    )
 
 
 def _on_main_process(check: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.loading import load_dataset
 from detr.data.metadata import is_panoptic
 from detr.data.panoptic_mapper import DetrPanopticMapper
-from detr.engine import data_checks, evaluation, solver
+from detr.engine import data_checks, evaluation, samplers, solver
 from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
 from detr.engine.evaluation import is_detr
@@ -140,7 +140,7 @@ class Trainer(DefaultTrainer):
         mapper = (DetrPanopticMapper if panoptic else DetrDatasetMapper)(cfg, is_train=True)
         loaded = _loaded.get()
         dicts = loaded[1] if loaded and loaded[0] == _source(cfg) else data_checks.load_training_sets(cfg)
-        sampler = data_checks.panoptic_sampler(cfg, dicts) if panoptic else None
+        sampler = samplers.panoptic_sampler(cfg, dicts) if panoptic else None
         return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts, sampler=sampler)
 
     @classmethod

@@ -14,7 +14,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from detr.engine import data_checks
+from detr.engine import data_checks, samplers
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
 
@@ -227,7 +227,7 @@ def test_rare_segments_are_repeated(shapes_root, run_config):
         "DATALOADER.REPEAT_THRESHOLD": 0.9,
     }
     cfg = run_config(settings)
-    sampler = data_checks.panoptic_sampler(cfg, data_checks.load_training_sets(cfg))
+    sampler = samplers.panoptic_sampler(cfg, data_checks.load_training_sets(cfg))
     assert isinstance(sampler, RepeatFactorTrainingSampler)
     repeats = sampler._int_part + sampler._frac_part
     assert len(repeats) == 48
@@ -235,7 +235,7 @@ def test_rare_segments_are_repeated(shapes_root, run_config):
     Trainer(cfg).train()
     cfg = run_config({**settings, "DATALOADER.SAMPLER_TRAIN": "WeightedCategoryTrainingSampler"})
     with pytest.raises(InputError, match="WeightedCategoryTrainingSampler cannot read panoptic data sets"):
-        data_checks.panoptic_sampler(cfg, [])
+        samplers.panoptic_sampler(cfg, [])
 
 
 @pytest.mark.parametrize(
