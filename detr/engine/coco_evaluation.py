@@ -122,11 +122,12 @@ class FastCOCOEvaluator(COCOEvaluator):
         if self.truth is None or prediction["image_id"] not in self.truth.clipped:
             return prediction
         image = self._coco_api.imgs[prediction["image_id"]]
+        right, bottom = (image.get(key, math.inf) for key in ("width", "height"))  # unknown for some remote files
         clipped = []
         for result in prediction["instances"]:
             x, y, width, height = result["bbox"]
-            x1, y1 = min(max(x, 0.0), image["width"]), min(max(y, 0.0), image["height"])
-            x2, y2 = min(max(x + width, x1), image["width"]), min(max(y + height, y1), image["height"])
+            x1, y1 = min(max(x, 0.0), right), min(max(y, 0.0), bottom)
+            x2, y2 = min(max(x + width, x1), right), min(max(y + height, y1), bottom)
             clipped.append({**result, "bbox": [x1, y1, x2 - x1, y2 - y1]})
         return {**prediction, "instances": clipped}
 

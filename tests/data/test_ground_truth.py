@@ -249,6 +249,16 @@ def test_dicts_without_ids_sizes_classes_and_pixels(images, registered, mode):
         assert box_ap("mine", backend, perfect(dicts))["AP"] == pytest.approx(100)
 
 
+def test_boxes_of_remote_images_of_unknown_size_are_clipped_where_the_border_is_known(registered):
+    objects = [{"bbox": [-6, 4, 12, 8], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}]
+    DatasetCatalog.register("remote", lambda: [{"file_name": "s3://bucket/0.jpg", "annotations": objects}])
+    registered.append("remote")
+    instances = Instances((1000, 1000), pred_boxes=Boxes(torch.tensor([[-3.0, 4, 6, 12]])), scores=torch.ones(1))
+    instances.pred_classes = torch.zeros(1, dtype=torch.int64)
+    pairs = load_dataset("remote"), [{"instances": instances}]
+    assert box_ap("remote", "pycocotools", pairs)["AP"] == pytest.approx(100)
+
+
 def test_area_and_size_classes(register):
     """A box of 8 x 8 with a mask of half of it is small by both; 40 x 40 is medium by the box, small by the mask."""
     value = content()
