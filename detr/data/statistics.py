@@ -20,11 +20,13 @@ logger = logging.getLogger(__name__)
 Row = dict[str, int]
 
 
-def log_table(rows: Mapping[str, Row], title: str) -> None:
+def log_table(rows: Mapping[str, Row]) -> None:
     """rows: data set -> what ``box_statistics`` or ``segment_statistics`` return."""
+    if not rows:
+        return
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
     body = [[key, *(row.get(key) for row in rows.values())] for key in keys]
-    logger.info("%s:\n%s", title, tabulate(body, headers=["", *rows], tablefmt="pipe"))
+    logger.info("What the data sets hold:\n%s", tabulate(body, headers=["", *rows], tablefmt="pipe"))
 
 
 def box_statistics(

@@ -44,17 +44,17 @@ SAMPLE = 1000  # images
 logger = logging.getLogger(__name__)
 
 
-def check_test_sets(cfg: CfgNode, own_evaluator: bool = False) -> None:
-    """Checks ``cfg.DATASETS.TEST`` early, since evaluation comes last, perhaps after days.
+def check_test_sets(cfg: CfgNode, own_evaluator: bool = False) -> dict[str, Row]:
+    """Checks ``cfg.DATASETS.TEST`` early, since evaluation comes last, perhaps after days. Returns their statistics.
 
     own_evaluator: whether the user's evaluator is left to know what it needs
 
     The main process checks; an InputError is raised on all ranks.
     """
-    _on_main_process(partial(_check_test_sets, cfg, own_evaluator))
+    return _on_main_process(partial(_check_test_sets, cfg, own_evaluator)) or {}
 
 
-def _check_test_sets(cfg: CfgNode, own_evaluator: bool) -> None:
+def _check_test_sets(cfg: CfgNode, own_evaluator: bool) -> dict[str, Row]:
     if cfg.DATASETS.TEST and not own_evaluator:
         choose_backend(cfg.TEST.COCO_BACKEND)
     rows = {}
@@ -76,8 +76,7 @@ def _check_test_sets(cfg: CfgNode, own_evaluator: bool) -> None:
             check_images(dicts, panoptic=is_detr(cfg) and is_panoptic(name))
             if is_detr(cfg) and measures_pq(cfg, name) and not own_evaluator:
                 check_pngs(dicts)
-    if rows:
-        log_table(rows, "The test sets")
+    return rows
 
 
 def load_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -93,17 +92,19 @@ def count_training_images(cfg: CfgNode) -> int:
     return len(load_as_detectron2(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS))
 
 
-def check_training_sets(cfg: CfgNode) -> list[dict[str, Any]]:
+def check_training_sets(cfg: CfgNode, test_rows: dict[str, Row] | None = None) -> list[dict[str, Any]]:
     """Loads ``cfg.DATASETS.TRAIN`` and checks it. Returns its dicts.
+
+    test_rows: statistics of the test sets, for the table that is logged
 
     Every rank loads, since it needs the dicts. The main process checks; an InputError is raised on all ranks.
     """
     dicts = load_training_sets(cfg)
-    _on_main_process(partial(_check_training_sets, cfg, dicts))
+    _on_main_process(partial(_check_training_sets, cfg, dicts, test_rows or {}))
     return dicts
 
 
-def _check_training_sets(cfg: CfgNode, dicts: list[dict[str, Any]]) -> None:
+def _check_training_sets(cfg: CfgNode, dicts: list[dict[str, Any]], test_rows: dict[str, Row]) -> None:
     names = cfg.DATASETS.TRAIN
     panoptic = is_detr(cfg) and is_panoptic(names[0])
     if is_detr(cfg):
@@ -119,7 +120,7 @@ def _check_training_sets(cfg: CfgNode, dicts: list[dict[str, Any]]) -> None:
         key = "segments_info" if panoptic else "annotations"
         objects = [[obj for obj in x[key] if panoptic or not obj.get("iscrowd")] for x in dicts]
         warn_of_surplus(dicts, list(map(len, objects)), cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
-        log_table({title: row}, "The training set")
+        log_table({title: row, **test_rows})
         classes = class_names(names[0])
         if classes:
             warn_of_unseen_classes(dicts, classes)
@@ -185,17 +186,22 @@ def _check_truth(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> None:
             )
 
 
-def _on_main_process(check: Callable[[], None]) -> None:
-    """Runs a check on the main process only, and raises its error on all ranks, so that none waits for the others."""
+def _on_main_process(check: Callable[[], Any]) -> Any:
+    """Runs a check on the main process only, and raises its error on all ranks, so that none waits for the others.
+
+    Returns the check's result, and None on the other ranks.
+    """
     problem: Exception | None = None
+    result = None
     if comm.is_main_process():
         try:
-            check()
+            result = check()
         except Exception as error:
             problem = error
     problem = comm.all_gather(problem)[0]
     if problem is not None:
         raise problem
+    return result
 
 
 def _print_histogram(dicts: list[dict[str, Any]], names: list[str], panoptic: bool) -> None:

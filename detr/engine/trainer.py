@@ -22,6 +22,7 @@ from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.loading import load_dataset
 from detr.data.metadata import is_panoptic
 from detr.data.panoptic_mapper import DetrPanopticMapper
+from detr.data.statistics import log_table
 from detr.engine import data_checks, evaluation, samplers, solver
 from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
@@ -48,15 +49,18 @@ class Trainer(DefaultTrainer):
         The data sets are not checked by a subclass that builds its own loaders.
         """
         solver.check_batch_size(cfg)
+        rows = {}
         if not self._overrides("build_test_loader", "test"):
-            data_checks.check_test_sets(cfg, own_evaluator=self._overrides("build_evaluator"))
+            rows = data_checks.check_test_sets(cfg, own_evaluator=self._overrides("build_evaluator"))
         dicts: list[dict[str, Any]] = []
         num_images = 0
         if not self._overrides("build_train_loader"):
-            dicts = data_checks.check_training_sets(cfg)
+            dicts = data_checks.check_training_sets(cfg, rows)
             num_images = len(dicts)
-        elif solver.needs_data_size(cfg):
-            num_images = data_checks.count_training_images(cfg)
+        else:
+            log_table(rows)
+            if solver.needs_data_size(cfg):
+                num_images = data_checks.count_training_images(cfg)
         cfg = solver.schedule_in_iterations(cfg, num_images)
         with _keep_for_loader(cfg, dicts):
             super().__init__(cfg)
@@ -165,7 +169,7 @@ class Trainer(DefaultTrainer):
         the results are not those of TEST.EXPECTED_RESULTS.
         """
         if not cls._overrides("build_test_loader", "test"):
-            data_checks.check_test_sets(cfg, own_evaluator=cls._overrides("build_evaluator"))
+            log_table(data_checks.check_test_sets(cfg, own_evaluator=cls._overrides("build_evaluator")))
         model = cls.build_model(cfg)
         checkpointer = DetrCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

@@ -96,7 +96,7 @@ def test_every_row_of_the_table(caplog):
     assert "the first is in b.jpg" in dropped
     assert "4 of 6 boxes have no area, are below a pixel or reach over the border, the first [30.0, 20.0, 10" in border
     caplog.clear()
-    log_table({"mine": row, "others": segment_statistics([{"segments_info": [{"category_id": 1}] * 2}], None)}, "Sets")
+    log_table({"mine": row, "others": segment_statistics([{"segments_info": [{"category_id": 1}] * 2}], None)})
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in caplog.messages[0].splitlines()[1:]]
     assert lines[0] == ["", "mine", "others"]
     assert ["objects", "4", "2"] in lines

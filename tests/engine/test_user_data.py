@@ -117,7 +117,7 @@ def test_what_has_one_reading_trains_and_is_evaluated(case, register, config, ca
     batches = itertools.islice(trainer.data_loader, 3)
     assert {len(x["instances"]) for batch in batches for x in batch} == {2}  # no object is lost
     assert "bbox" in trainer.train()
-    table = next(text for text in caplog.messages if text.startswith("The training set"))
+    table = next(text for text in caplog.messages if text.startswith("What the data sets hold"))
     assert ["objects", "8"] in [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert "perfect detections would have" not in caplog.text
 
@@ -178,6 +178,13 @@ def test_a_box_of_negative_width_is_dropped_by_all(register, config, caplog):
         counts |= {x["file_name"][-5:]: len(x["instances"]) for x in batch}
     assert counts == {"0.jpg": 1, "1.jpg": 2, "2.jpg": 2, "3.jpg": 2}
     assert "perfect detections" not in caplog.text
+
+
+def test_one_table_has_training_and_test_sets(register, config, caplog):
+    caplog.set_level(logging.INFO)
+    Trainer(config(register(None, "train"), register(WORKS["no area"], "val"))).train()
+    (table,) = [text for text in caplog.messages if text.startswith("What the data sets hold")]
+    assert [cell.strip() for cell in table.splitlines()[1].split("|")] == ["", "", "train", "val", ""]
 
 
 def test_a_limit_of_the_evaluation_is_named(register, config, caplog):
