@@ -136,6 +136,12 @@ class DetrCheckpointer(DetectionCheckpointer):
         logger.info("%s: %s, %d tensors", source.path, source.format.title, len(source.state))
         for line in source.lines:
             logger.info(line)
+        heads = _heads(self.model)
+        if self._resumes and None not in (source.info.heads, heads) and source.info.heads != heads:
+            raise InputError(
+                f"cannot resume from {source.path}: MODEL.DETR.NHEADS is {heads} here and {source.info.heads} in the "
+                "checkpoint; set it back"
+            )
         _compare(source.info, self.model)
         if source.format is DETECTRON2:
             return {**source.rest, "model": source.state}

@@ -32,6 +32,9 @@ def check_classes(name: str, num_classes: int) -> None:
             f"MODEL.DETR.NUM_CLASSES is {num_classes}, but the data set {name} has {len(classes)} classes "
             f"({shorten(classes)}): set MODEL.DETR.NUM_CLASSES {len(classes)}"
         )
+    if len(set(classes)) < len(classes):
+        twice = next(label for label in classes if classes.count(label) > 1)
+        logger.warning("%s: the class %s is listed more than once; was the file merged from two?", name, twice)
     logger.info("%s: %d classes, 0 = %s ... %d = %s", name, num_classes, classes[0], num_classes - 1, classes[-1])
 
 

@@ -126,6 +126,8 @@ def as_id(value: Any, what: str) -> int | str:
 
 def _check_names(path: str, categories: list[Content]) -> None:
     """Makes numbers text, in place."""
+    if not categories:
+        raise InputError(f"{path} has no categories: list the classes there")
     for category in categories:
         name = category.get("name")
         if isinstance(name, bool) or not isinstance(name, (str, int, float)) or name == "":

@@ -166,6 +166,8 @@ def _check_truth(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> None:
     check_same_images(name, dicts, truth)
     if not is_panoptic(name):
         warn_of_other_objects(name, dicts, truth)
+    if not detections:
+        logger.warning("%s: no object is annotated, so that there is no AP", name)
     for task, metrics in results.items():
         poor = [key.removeprefix("AP-") for key, value in metrics.items() if key.startswith("AP-") and value < PERFECT]
         if not metrics["AP"] >= PERFECT and detections:  # NaN is not perfect either

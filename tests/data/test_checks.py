@@ -134,6 +134,13 @@ def test_ids_of_images_become_pythons_own(registered):
     assert [(type(x["image_id"]), x["image_id"]) for x in load_dataset("mine")] == [(int, 0), (int, 1), (int, 2)]
 
 
+def test_a_class_that_is_listed_twice_is_warned_of(coco_set, caplog):
+    name = coco_set(coco(categories=((1, "cat"), (2, "cat"))))
+    load_dicts([name], filter_empty=False)
+    check_classes(name, 2)
+    assert "mine: the class cat is listed more than once" in caplog.text
+
+
 def test_another_number_of_classes_is_an_error():
     with pytest.raises(InputError, match=r"NUM_CLASSES is 5, but .*shapes_train has 4 classes .*NUM_CLASSES 4"):
         check_classes("shapes_train", 5)

@@ -81,6 +81,7 @@ def without(kind, index, key):
         *[(content(**{kind: 3}), f"has {kind} 3: it must be a list") for kind in KINDS],
         *[(content(**{kind: [7]}), rf"has {kind} \[7\]") for kind in KINDS],
         (content(annotations=None), "has annotations None"),
+        (content(categories=[], annotations=[]), "has no categories: list the classes there"),
         ({"categories": []}, "has images None"),
         (change("images", 1, id=3), "the id 3 occurs more than once in the images; was the file merged"),
         (change("annotations", 1, id=10), "the id 10 occurs more than once in the annotations"),

@@ -47,6 +47,7 @@ def close(run):
         ({"MODEL.DETR.NUM_OBJECT_QUERIES": 30}, "NUM_OBJECT_QUERIES is 30 here and 20 in the checkpoint"),
         ({"SOLVER.OPTIMIZER": "SGD"}, r"SOLVER\.OPTIMIZER is SGD here and ADAMW in the checkpoint"),
         ({"MODEL.BACKBONE.FREEZE_AT": 1}, r"MODEL\.BACKBONE\.FREEZE_AT was 0"),
+        ({"MODEL.DETR.NHEADS": 8}, "NHEADS is 8 here and 4 in the checkpoint"),
     ],
 )
 def test_a_trainer_with_another_config_is_refused(shapes_root, run_config, settings, message):

@@ -180,6 +180,11 @@ def test_a_box_of_negative_width_is_dropped_by_all(register, config, caplog):
     assert "perfect detections" not in caplog.text
 
 
+def test_a_test_set_without_objects_is_warned_of(register, config, caplog):
+    data_checks.check_test_sets(config("none", register(lambda content: content["annotations"].clear())))
+    assert "mine: no object is annotated, so that there is no AP" in caplog.messages
+
+
 def test_one_table_has_training_and_test_sets(register, config, caplog):
     caplog.set_level(logging.INFO)
     Trainer(config(register(None, "train"), register(WORKS["no area"], "val"))).train()
