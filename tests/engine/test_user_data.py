@@ -185,6 +185,22 @@ def test_a_test_set_without_objects_is_warned_of(register, config, caplog):
     assert "mine: no object is annotated, so that there is no AP" in caplog.messages
 
 
+def test_a_training_set_without_objects_is_an_error(register, config):
+    name = register(lambda content: content["annotations"].clear())
+    with pytest.raises(InputError, match=r"the training set mine has no object at all"):
+        data_checks.check_training_sets(config(name))
+
+
+def test_crowds_need_no_queries(register, config, caplog):
+    def change(content):
+        content["annotations"] += [{**content["annotations"][0], "id": 100 + i, "iscrowd": 1} for i in range(30)]
+
+    cfg = config(register(change))
+    assert cfg.MODEL.DETR.NUM_OBJECT_QUERIES == 20
+    data_checks.check_training_sets(cfg)
+    assert "more objects than" not in caplog.text
+
+
 def test_one_table_has_training_and_test_sets(register, config, caplog):
     caplog.set_level(logging.INFO)
     Trainer(config(register(None, "train"), register(WORKS["no area"], "val"))).train()
