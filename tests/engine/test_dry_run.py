@@ -28,6 +28,8 @@ from detr.errors import InputError
 from tests.conftest import QUICKSTART, TINY, as_opts
 from tests.engine.test_evaluation import PANOPTIC
 
+pytestmark = pytest.mark.usefixtures("writers_are_closed")
+
 LINE = "Evaluated one image in a dry run"
 
 
@@ -82,17 +84,6 @@ def run(trainer, resume=False):
     trainer.register_hooks([losses])
     trainer.resume_or_load(resume=resume)
     return trainer.train(), losses.values
-
-
-@pytest.fixture(autouse=True)
-def _writers_are_closed(monkeypatch):
-    """Also those of trainings that fail before the first step, or in the last evaluation."""
-    writers = []
-    build = Trainer.build_writers
-    monkeypatch.setattr(Trainer, "build_writers", lambda self: writers.extend(build(self)) or writers[-3:])
-    yield
-    for writer in writers:
-        writer.close()
 
 
 def of_kind(registered, name, kind, **attributes):

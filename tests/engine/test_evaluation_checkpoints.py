@@ -6,6 +6,8 @@ import pytest
 
 from tests.engine.test_dry_run import run, trainer_with
 
+pytestmark = pytest.mark.usefixtures("writers_are_closed")
+
 
 @pytest.mark.parametrize(("period", "left"), [(2, "model_0000001.pth"), (0, "model_final.pth")])
 def test_an_evaluation_that_fails_leaves_a_checkpoint_to_go_on_from(shapes_root, run_config, period, left):
