@@ -67,6 +67,17 @@ def add_detr_config(cfg: CN) -> None:
     # New: the backbone feature that the transformer reads; "" takes the backbone's last.
     cfg.MODEL.DETR.IN_FEATURE = ""
 
+    # New: what is in the model while it is trained, and not in the model that comes out (docs/training.md).
+    # Denoising queries: the true boxes with noise, which the decoder learns to correct (DN-DETR, arXiv 2203.01305).
+    cfg.MODEL.DETR.DENOISING = CN()
+    cfg.MODEL.DETR.DENOISING.ENABLED = False
+    cfg.MODEL.DETR.DENOISING.COPIES = 4  # of an image's objects; fewer where these would be more than 2 N
+    cfg.MODEL.DETR.DENOISING.BOX_NOISE = 0.4  # change of center and extent at most, as a share of the box's extent
+    cfg.MODEL.DETR.DENOISING.LABEL_NOISE = 0.2  # odds of another label
+    cfg.MODEL.DETR.DENOISING.NEGATIVES = True  # with more noise, which must say no-object (DINO, arXiv 2203.03605)
+    cfg.MODEL.DETR.QUERY_GROUPS = 1  # groups of N queries, of which the first is kept (Group DETR, arXiv 2207.13085)
+    cfg.MODEL.DETR.ANCHOR_QUERIES = False  # queries are embedded boxes, which are learned (DAB-DETR, arXiv 2201.12329)
+
     # New: parts whose insides are computed again for the gradient instead of being kept in memory (activation
     # checkpointing): any of "backbone" (a ResNet with frozen norms), "transformer" and "mask_head".
     cfg.MODEL.DETR.ACTIVATION_CHECKPOINT = ()

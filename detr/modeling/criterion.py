@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import box_convert, sigmoid_focal_loss
 
+from detr.modeling.denoising import NoisedObjects
 from detr.modeling.matcher import HungarianMatcher, Matches, Targets, generalized_iou
 
 MASKS_AT_ONCE = 10  # bounds the memory of the mask losses
@@ -41,10 +42,14 @@ class SetCriterion(nn.Module):
         class_weight[-1] = no_object_weight
         self.register_buffer("class_weight", class_weight, persistent=False)
 
-    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> tuple[dict[str, Tensor], Matches]:
+    def forward(
+        self, logits: Tensor, boxes: Tensor, targets: Targets, groups: int = 1
+    ) -> tuple[dict[str, Tensor], Matches]:
         """Weighted losses of all layers, and the matches that they are computed from.
 
         logits: (L, N, Q, K + 1); boxes: (L, N, Q, 4) cxcywh in [0, 1] of the unpadded image
+        groups: the queries are so many groups, side by side. Each is matched for itself, the losses are their means,
+            and the matches are those of the first
 
         Returns scalars ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last layer, and the same
         with the suffix ``_0`` .. ``_{L-2}`` of the earlier ones (auxiliary losses).
@@ -52,16 +57,44 @@ class SetCriterion(nn.Module):
         """
         # Half precision breaks the matching cost and the box losses.
         with torch.autocast(logits.device.type, enabled=False):
-            logits, boxes = logits.float(), boxes.float()
+            logits, boxes = _groups_as_layers(logits.float(), groups), _groups_as_layers(boxes.float(), groups)
             matches = self.matcher(logits, boxes, targets)
             per_layer = {"loss_ce": self.classification_loss(logits, targets, matches)}
             per_layer |= self.box_losses(boxes, targets, matches)
-        last = len(logits) - 1
+            per_layer = {name: values.view(groups, -1).mean(0) for name, values in per_layer.items()}
+        return self._weighted(per_layer), matches.of_first_group(groups)
+
+    def denoising_losses(
+        self, logits: Tensor, boxes: Tensor, targets: Targets, noised: NoisedObjects
+    ) -> dict[str, Tensor]:
+        """The same losses of denoising queries, as ``loss_ce_dn`` and so on; those of boxes are means over the copies.
+
+        logits: (L, N, S, K + 1); boxes: (L, N, S, 4)
+        """
+        layers, pairs = len(logits), len(noised.target)
+        with torch.autocast(logits.device.type, enabled=False):
+            # All of them side by side as if of one image, since images differ in their number.
+            logits, boxes = (x.float()[:, noised.image, noised.query][:, None] for x in (logits, boxes))  # (L, 1, V, .)
+            layer = torch.arange(layers, device=logits.device).repeat_interleave(pairs)
+            matches = Matches(
+                layer, torch.zeros_like(layer), noised.positive.repeat(layers), noised.target.repeat(layers)
+            )
+            per_layer = self.box_losses(boxes, targets, matches)
+            per_layer = {name: values / noised.copies for name, values in per_layer.items()}
+            # The mean over no query is none: a zero instead, which every parameter has a part in.
+            per_layer["loss_ce"] = (
+                self.classification_loss(logits, targets, matches) if len(noised.image) else logits.sum((1, 2, 3))
+            )
+        return self._weighted(per_layer, suffix="_dn")
+
+    def _weighted(self, per_layer: dict[str, Tensor], suffix: str = "") -> dict[str, Tensor]:
+        """per_layer: (L,) each, by name. Returns scalars; names of earlier layers end in their number."""
         losses = {}
         for name, values in per_layer.items():
-            for layer, value in enumerate(values.unbind()):
-                losses[name if layer == last else f"{name}_{layer}"] = self.weights[name] * value
-        return losses, matches
+            *earlier, last = (self.weights[name] * values).unbind()
+            losses |= {f"{name}{suffix}_{layer}": value for layer, value in enumerate(earlier)}
+            losses[name + suffix] = last
+        return losses
 
     def classification_loss(self, logits: Tensor, targets: Targets, matches: Matches) -> Tensor:
         """Cross-entropy over all queries of the rank's batch, a weighted mean: (L,)."""
@@ -131,6 +164,11 @@ class SetCriterion(nn.Module):
         predicted = (best != self.num_classes).sum(1).float()  # (N,)
         truth = torch.tensor(targets.sizes, dtype=predicted.dtype).to(predicted.device, non_blocking=True)
         return {"class_error": class_error, "cardinality_error": F.l1_loss(predicted, truth)}
+
+
+def _groups_as_layers(x: Tensor, groups: int) -> Tensor:
+    """(L, N, G Q, ...) -> (G L, N, Q, ...)."""
+    return x if groups == 1 else x.unflatten(2, (groups, -1)).movedim(2, 0).flatten(0, 1)
 
 
 def _mask_terms(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

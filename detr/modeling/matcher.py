@@ -51,6 +51,11 @@ class Matches:
         start = len(self.layer) - pairs
         return Matches(self.layer[start:], self.image[start:], self.query[start:], self.target[start:])
 
+    def of_first_group(self, groups: int) -> "Matches":
+        """The pairs of the first layers, where the layers are so many groups."""
+        pairs = len(self.layer) // groups
+        return Matches(self.layer[:pairs], self.image[:pairs], self.query[:pairs], self.target[:pairs])
+
 
 class HungarianMatcher(nn.Module):
     """The one-to-one assignment of least cost, for each image and decoder layer."""

@@ -20,12 +20,14 @@ from detr.config_node import remember
 from detr.errors import InputError
 from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, freeze_unused, padding_mask
 from detr.modeling.criterion import SetCriterion
+from detr.modeling.denoising import Denoising
 from detr.modeling.folded_resnet import checkpoint_blocks
 from detr.modeling.mask_head import MaskFeatures, MaskHead
-from detr.modeling.matcher import HungarianMatcher, Targets
+from detr.modeling.matcher import HungarianMatcher, Matches, Targets
 from detr.modeling.position_encoding import LearnedPositionEncoding, SinePositionEncoding
 from detr.modeling.postprocessing import PanopticSettings, Postprocessor, which_are_things
 from detr.modeling.preprocessing import BaseDetr, make_targets, normalize_images
+from detr.modeling.training_queries import PREFIX, QuerySet, TrainingQueries
 from detr.modeling.transformer import MLP, Transformer
 
 POSITION_ENCODINGS = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}
@@ -37,11 +39,21 @@ class Outputs(NamedTuple):
     logits: (L, N, Q, K + 1), the last column no-object; L = 1 where only the last decoder layer was asked for
     boxes: (L, N, Q, 4) cxcywh in [0, 1] of the unpadded image
     mask_features: the mask head's input; None in a model without masks
+    training: the same of all queries of a training step, where there are others than the object queries; else None
     """
 
     logits: Tensor
     boxes: Tensor
     mask_features: MaskFeatures | None
+    training: "TrainingOutputs | None" = None
+
+
+class TrainingOutputs(NamedTuple):
+    """logits: (L, N, R, K + 1); boxes: (L, N, R, 4), of the R ``queries``"""
+
+    logits: Tensor
+    boxes: Tensor
+    queries: QuerySet
 
 
 @META_ARCH_REGISTRY.register()
@@ -61,6 +73,7 @@ class Detr(BaseDetr):
         num_classes: int,
         num_queries: int,
         deep_supervision: bool = True,
+        training_queries: TrainingQueries | None = None,
         mask_head: MaskHead | None = None,
         pyramid: tuple[str, ...] = (),
         freeze_detr: bool = False,
@@ -74,6 +87,7 @@ class Detr(BaseDetr):
         position_encoding: (N, H, W) bool mask -> (N, d, H, W)
         num_classes: K, without no-object
         deep_supervision: whether the earlier decoder layers are penalized too (auxiliary losses)
+        training_queries: makes the queries of a training step; None for the object queries alone
         mask_head: makes the queries' masks; None for boxes only
         pyramid: the names of the backbone's features that the mask head reads, from coarse to fine
         freeze_detr: whether only the mask head is trained, with the box model frozen
@@ -91,6 +105,10 @@ class Detr(BaseDetr):
         self.query_embed = nn.Embedding(num_queries, d)
         self.class_embed = nn.Linear(d, num_classes + 1)
         self.bbox_embed = MLP(d, d, 4, num_layers=3)
+        self.training_queries = training_queries
+        self.register_load_state_dict_post_hook(_start_from_plain_weights)
+        if self._has_anchors():
+            self.query_embed.requires_grad_(False)  # computed from the anchors
         self.mask_head = mask_head
         self.pyramid = pyramid
         self.criterion = criterion
@@ -154,6 +172,7 @@ class Detr(BaseDetr):
             "num_classes": keys.NUM_CLASSES,
             "num_queries": keys.NUM_OBJECT_QUERIES,
             "deep_supervision": keys.DEEP_SUPERVISION,
+            "training_queries": _training_queries(keys),
             "mask_head": MaskHead(
                 d=keys.HIDDEN_DIM,
                 heads=keys.NHEADS,
@@ -186,9 +205,13 @@ class Detr(BaseDetr):
         if not self.training:
             return self.inference(batched_inputs)
         images = self.preprocess(batched_inputs)
+        targets = self.targets(batched_inputs, tuple(images.tensor.shape[-2:]))
         # With the box model frozen, auxiliary losses teach nothing.
-        outputs = self.forward_network(images, self.deep_supervision and not self.freeze_detr)
-        return self.losses(outputs, self.targets(batched_inputs, tuple(images.tensor.shape[-2:])))
+        return_intermediate = self.deep_supervision and not self.freeze_detr
+        if self.training_queries is None:
+            return self.losses(self.forward_network(images, return_intermediate), targets)
+        queries = self.training_queries(self.query_embed.weight, targets)
+        return self.losses(self.forward_network(images, return_intermediate, queries), targets)
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -207,15 +230,19 @@ class Detr(BaseDetr):
             batched_inputs, self.pixel_mean, self.pixel_std, backbone.size_divisibility, backbone.padding_constraints
         )
 
-    def forward_network(self, images: ImageList, return_intermediate: bool) -> Outputs:
+    def forward_network(
+        self, images: ImageList, return_intermediate: bool, queries: QuerySet | None = None
+    ) -> Outputs:
         """Backbone, transformer and heads. ``MaskHead`` predicts masks later, for chosen queries only.
 
         return_intermediate: whether the earlier decoder layers are wanted too, for the auxiliary losses
+        queries: those of a training step; None for the object queries alone
         """
+        more = () if queries is None else (queries,)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_detr), self._precision():
             features = self.backbone(images.tensor)
             mask = padding_mask(images, features[self.in_feature].shape[-2:])
-            return self.forward_heads(features, mask, return_intermediate)
+            return self.forward_heads(features, mask, return_intermediate, *more)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.training or self.inference_dtype == torch.float32:
@@ -223,7 +250,11 @@ class Detr(BaseDetr):
         return torch.autocast(self.device.type, self.inference_dtype)
 
     def forward_heads(
-        self, features: dict[str, Tensor], key_padding_mask: Tensor | None, return_intermediate: bool
+        self,
+        features: dict[str, Tensor],
+        key_padding_mask: Tensor | None,
+        return_intermediate: bool,
+        queries: QuerySet | None = None,
     ) -> Outputs:
         """Transformer and heads.
 
@@ -236,17 +267,47 @@ class Detr(BaseDetr):
         if mask is None:
             mask = torch.zeros(n, h, w, dtype=torch.bool, device=projected.device)
         position = self.position_encoding(mask).to(projected.dtype)
-        decoded, memory = self.transformer(
-            projected, position, self.query_embed.weight, key_padding_mask, return_intermediate
-        )
+        if queries is None:
+            decoded, memory = self.transformer(
+                projected, position, self.object_queries(), key_padding_mask, return_intermediate
+            )
+        else:
+            decoded, memory = self.transformer(
+                projected, position, queries.embed, key_padding_mask, return_intermediate, queries.content, queries.mask
+            )
+        num_queries = self.query_embed.num_embeddings
         mask_features = None
         if self.mask_head is not None:
             pyramid = tuple(features[name] for name in self.pyramid)
-            mask_features = MaskFeatures(projected, memory, key_padding_mask, pyramid, queries=decoded[-1])
+            mask_features = MaskFeatures(projected, memory, key_padding_mask, pyramid, queries=decoded[-1, :, :num_queries])
         # The heads cost nothing, and half precision would show in scores and boxes.
         with torch.autocast(decoded.device.type, enabled=False):
             decoded = decoded.to(self.class_embed.weight.dtype)
-            return Outputs(self.class_embed(decoded), self.bbox_embed(decoded).sigmoid(), mask_features)
+            logits, boxes = self.class_embed(decoded), self.bbox_embed(decoded).sigmoid()
+        if queries is None:
+            return Outputs(logits, boxes, mask_features)
+        of_all = TrainingOutputs(logits, boxes, queries)
+        return Outputs(logits[:, :, :num_queries], boxes[:, :, :num_queries], mask_features, of_all)
+
+    def object_queries(self) -> Tensor:
+        """The rows (Q, d) of ``query_embed``; in a training with anchors, computed from these."""
+        return self.query_embed.weight if not self._has_anchors() else self.training_queries.kept_queries()
+
+    def _has_anchors(self) -> bool:
+        return self.training_queries is not None and self.training_queries.anchors is not None
+
+    def fold_queries(self) -> None:
+        """Makes a plain DETR of this model, in place: what was for training alone is gone, and outputs stay the same."""
+        if self._has_anchors():
+            self.query_embed.weight.data.copy_(self.object_queries())
+            self.query_embed.requires_grad_(not self.freeze_detr)
+        self.training_queries = None
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Its ``query_embed`` is that of a plain DETR always."""
+        if self._has_anchors():
+            self.query_embed.weight.data.copy_(self.object_queries())
+        return super().state_dict(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "Detr":
         """With the box model frozen its dropout stays on, as in the original, but no statistic of a norm moves."""
@@ -262,8 +323,11 @@ class Detr(BaseDetr):
 
     def losses(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Weighted losses, masks for matched queries only. Metrics go to the event storage, never into the dict."""
-        logits = outputs.logits
-        losses, matches = self.criterion(logits, outputs.boxes, targets)
+        logits, training = outputs.logits, outputs.training
+        if training is None:
+            losses, matches = self.criterion(logits, outputs.boxes, targets)
+        else:
+            losses, matches = self._losses_of_all(training, targets)
         if self.mask_head is not None and outputs.mask_features is not None:
             last = matches.of_last_layer(len(logits))
             mask_logits = self.mask_head(outputs.mask_features, last.image, last.query)  # (P, h, w)
@@ -273,6 +337,15 @@ class Detr(BaseDetr):
             values = torch.stack(list(metrics.values())).tolist()  # the losses' few kernels are waited for, once
             get_event_storage().put_scalars(**dict(zip(metrics, values, strict=True)))
         return losses
+
+    def _losses_of_all(self, outputs: TrainingOutputs, targets: Targets) -> tuple[dict[str, Tensor], Matches]:
+        logits, boxes, queries = outputs
+        of_objects = queries.groups * self.query_embed.num_embeddings
+        losses, matches = self.criterion(logits[:, :, :of_objects], boxes[:, :, :of_objects], targets, queries.groups)
+        if queries.noised is not None:
+            of_noised = logits[:, :, of_objects:], boxes[:, :, of_objects:]
+            losses |= self.criterion.denoising_losses(*of_noised, targets, queries.noised)
+        return losses, matches
 
     def postprocess(
         self, outputs: Outputs, batched_inputs: list[dict[str, Any]], images: ImageList
@@ -290,3 +363,25 @@ class Detr(BaseDetr):
         assert self.mask_head is not None
         with self._precision():
             return self.mask_head(features.of_image(index), torch.zeros_like(queries), queries)  # type: ignore[no-any-return]
+
+
+def _training_queries(keys: CfgNode) -> TrainingQueries | None:
+    """keys: MODEL.DETR; None where all of its training queries are off."""
+    noise = keys.DENOISING
+    denoising = Denoising(keys.NUM_CLASSES, noise.COPIES, noise.BOX_NOISE, noise.LABEL_NOISE, noise.NEGATIVES)
+    if not (noise.ENABLED or keys.ANCHOR_QUERIES or keys.QUERY_GROUPS > 1):
+        return None
+    return TrainingQueries(
+        num_queries=keys.NUM_OBJECT_QUERIES,
+        d=keys.HIDDEN_DIM,
+        groups=keys.QUERY_GROUPS,
+        anchors=keys.ANCHOR_QUERIES,
+        denoising=denoising if noise.ENABLED else None,
+    )
+
+
+def _start_from_plain_weights(model: Detr, incompatible: Any) -> None:
+    """After loading a plain DETR, its rows are the queries: the offsets make up for the anchors, which it has not."""
+    missing = incompatible.missing_keys
+    if model._has_anchors() and any(PREFIX in key for key in missing) and not any("query_embed.weight" in key for key in missing):
+        model.training_queries.start_from(model.query_embed.weight)

@@ -37,15 +37,20 @@ class SinePositionEncoding(nn.Module):
         x = x / (x[:, :, -1:] + self.eps) * 2 * math.pi
 
         half = self.channels // 2
-        # Each frequency serves a sine and the cosine beside it.
-        exponent = 2 * torch.arange(half, device=mask.device, dtype=torch.float32).div(2, rounding_mode="floor")
-        wavelength = self.temperature ** (exponent / half)  # (C/2,)
-        return torch.cat([self._waves(y, wavelength), self._waves(x, wavelength)], dim=-1).permute(0, 3, 1, 2)
+        waves = sine_features(y, half, self.temperature), sine_features(x, half, self.temperature)
+        return torch.cat(waves, dim=-1).permute(0, 3, 1, 2)
 
-    @staticmethod
-    def _waves(position: Tensor, wavelength: Tensor) -> Tensor:
-        phase = position[..., None] / wavelength  # (N, H, W, C/2)
-        return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1).flatten(-2)
+
+def sine_features(position: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
+    """Sines and cosines of positions, in turn: (..., channels).
+
+    position: (...) as a phase, 2 pi for the whole axis
+    channels: even; each frequency serves a sine and the cosine beside it
+    """
+    exponent = 2 * torch.arange(channels, device=position.device, dtype=torch.float32).div(2, rounding_mode="floor")
+    wavelength = temperature ** (exponent / channels)  # (channels,)
+    phase = position[..., None] / wavelength  # (..., channels)
+    return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1).flatten(-2)
 
 
 class LearnedPositionEncoding(nn.Module):

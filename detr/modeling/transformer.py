@@ -6,6 +6,7 @@
     L  decoder layers
     d  width of the model
     key_padding_mask  (N, S) bool, True = padding, or None where no image is padded
+    query_mask  (N, Q, Q) bool, True = the query of the row does not see that of the column; None where all see all
 
 Positions are added to queries and keys of every attention and never to values. Parameter names are
 those of the original's checkpoints.
@@ -56,20 +57,29 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, key_padding_mask: Tensor | None
+        self,
+        x: Tensor,
+        query_embed: Tensor,
+        memory: Tensor,
+        memory_keys: Tensor,
+        key_padding_mask: Tensor | None,
+        query_mask: Tensor | None = None,
     ) -> Tensor:
-        """x, query_embed: (N, Q, d); memory, memory_keys (memory + positions): (N, S, d). Returns (N, Q, d)."""
+        """x, query_embed: (N, Q, d); memory, memory_keys (memory + positions): (N, S, d); query_mask: (N heads, Q, Q).
+
+        Returns (N, Q, d).
+        """
         if self.pre_norm:
-            x = x + self._self_attend(self.norm1(x), query_embed)
+            x = x + self._self_attend(self.norm1(x), query_embed, query_mask)
             x = x + self._cross_attend(self.norm2(x), query_embed, memory, memory_keys, key_padding_mask)
             return x + _feed_forward(self, self.norm3(x))
-        x = self.norm1(x + self._self_attend(x, query_embed))
+        x = self.norm1(x + self._self_attend(x, query_embed, query_mask))
         x = self.norm2(x + self._cross_attend(x, query_embed, memory, memory_keys, key_padding_mask))
         return self.norm3(x + _feed_forward(self, x))
 
-    def _self_attend(self, x: Tensor, query_embed: Tensor) -> Tensor:
+    def _self_attend(self, x: Tensor, query_embed: Tensor, query_mask: Tensor | None) -> Tensor:
         query = x + query_embed
-        return self.dropout(_attend(self.self_attn, query, query, x))
+        return self.dropout(_attend(self.self_attn, query, query, x, mask=query_mask))
 
     def _cross_attend(
         self, x: Tensor, query_embed: Tensor, memory: Tensor, memory_keys: Tensor, key_padding_mask: Tensor | None
@@ -108,13 +118,18 @@ class Decoder(nn.Module):
         position: Tensor,
         key_padding_mask: Tensor | None,
         return_intermediate: bool,
+        content: Tensor | None = None,
+        query_mask: Tensor | None = None,
     ) -> Tensor:
-        """Returns (L, N, Q, d), or (1, N, Q, d) of the last layer."""
+        """query_mask: (N heads, Q, Q). Returns (L, N, Q, d), or (1, N, Q, d) of the last layer."""
         memory_keys = memory + position  # the same for every layer
-        x = torch.zeros_like(query_embed)
+        x = torch.zeros_like(query_embed) if content is None else content
+        inputs = [query_embed, memory, memory_keys, key_padding_mask]
+        if query_mask is not None:
+            inputs.append(query_mask)
         outputs = []
         for layer in self.layers:
-            x = _run(layer, x, query_embed, memory, memory_keys, key_padding_mask, checkpointed=self.checkpointed)
+            x = _run(layer, x, *inputs, checkpointed=self.checkpointed)
             outputs.append(x)
         return self.norm(torch.stack(outputs if return_intermediate else outputs[-1:]))
 
@@ -154,13 +169,16 @@ class Transformer(nn.Module):
         query_embed: Tensor,
         key_padding_mask: Tensor | None,
         return_intermediate: bool = True,
+        content: Tensor | None = None,
+        query_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decodes the queries against one feature map.
 
         features, position: (N, d, H, W)
-        query_embed: (Q, d)
+        query_embed: (Q, d), or (N, Q, d) where every image has its own
         key_padding_mask: (N, H, W) bool, True = padding, or None
         return_intermediate: whether the earlier decoder layers are wanted too, for the auxiliary losses
+        content: (N, Q, d), the decoder's input; None for zeros
 
         Returns the decoder's outputs (L or 1, N, Q, d) and the memory (N, d, H, W).
         """
@@ -170,7 +188,8 @@ class Transformer(nn.Module):
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.flatten(1)
         memory = self.encoder(x, position, key_padding_mask)
         queries = query_embed.expand(n, -1, -1)
-        decoded = self.decoder(queries, memory, position, key_padding_mask, return_intermediate)
+        query_mask = None if query_mask is None else query_mask.expand(n, -1, -1).repeat_interleave(self.heads, dim=0)
+        decoded = self.decoder(queries, memory, position, key_padding_mask, return_intermediate, content, query_mask)
         return decoded, memory.transpose(1, 2).unflatten(2, (h, w))
 
 
@@ -191,10 +210,20 @@ class MLP(nn.Module):
 
 
 def _attend(
-    attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None
+    attention: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """query (N, T, d), key and value (N, S, d). Returns (N, T, d); the weights are never computed as a tensor."""
-    attended: Tensor = attention(query, key, value, key_padding_mask=key_padding_mask, need_weights=False)[0]
+    """query (N, T, d), key and value (N, S, d), mask (N heads, T, S) bool. Returns (N, T, d).
+
+    The weights are never computed as a tensor.
+    """
+    attended: Tensor = attention(
+        query, key, value, key_padding_mask=key_padding_mask, attn_mask=mask, need_weights=False
+    )[0]
     return attended
 
 

@@ -1,0 +1,117 @@
+"""Queries for training alone: anchors, further groups and denoising. What they train is DETR as it was.
+
+    N  images, Q object queries, G groups of them in training, d width of the transformer
+    R  queries of a training step: G Q object queries, the kept group first, then S denoising queries
+
+A query embedding does not depend on the image. So those of learned boxes can be computed once, when training is over,
+and all else is left out: `fold` gives the rows of a plain DETR.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from detr.modeling.denoising import Denoising, NoisedObjects
+from detr.modeling.matcher import Targets
+from detr.modeling.position_encoding import sine_features
+from detr.modeling.transformer import MLP
+
+PREFIX = "training_queries."  # of all names of parameters in this module
+
+
+@dataclass
+class QuerySet:
+    """The queries of a training step.
+
+    embed: (G Q, d), or (N, R, d) with denoising
+    content: (N, R, d), the decoder's input: embedded labels for denoising queries and zeros for the others; None for
+        zeros alone
+    mask: (N or 1, R, R) bool, True = the query of the row does not see that of the column; None for one group alone
+    groups: G
+    noised: what the denoising queries come from, or None
+    """
+
+    embed: Tensor
+    content: Tensor | None
+    mask: Tensor | None
+    groups: int
+    noised: NoisedObjects | None
+
+
+class TrainingQueries(nn.Module):
+    """Makes the queries of a training step, and the rows of the plain DETR that it trains."""
+
+    def __init__(
+        self, *, num_queries: int, d: int, groups: int = 1, anchors: bool = False, denoising: Denoising | None = None
+    ) -> None:
+        """groups: G, of which the first is kept (Group DETR, arXiv 2207.13085)
+        anchors: whether the object queries are embedded boxes, whose four numbers are learned (as in DAB-DETR, arXiv
+            2201.12329), plus an offset
+        denoising: makes denoising queries; None for none
+        """
+        super().__init__()
+        self.num_queries = num_queries
+        self.d = d
+        self.groups = groups
+        self.denoising = denoising
+        self.anchors: nn.Parameter | None = None
+        if anchors:
+            self.anchors = nn.Parameter(torch.rand(groups * num_queries, 4).logit(eps=0.05))
+            self.offsets = nn.Parameter(torch.zeros(num_queries, d))
+        elif groups > 1:
+            self.more_queries = nn.Parameter(torch.randn((groups - 1) * num_queries, d))
+        if anchors or denoising is not None:
+            self.box_embed = MLP(2 * d, d, d, num_layers=2)
+        if denoising is not None:
+            self.label_embed = nn.Embedding(denoising.num_classes, d)
+
+    def forward(self, query_embed: Tensor, targets: Targets) -> QuerySet:
+        """query_embed: (Q, d), the rows of the plain DETR; they do not count where there are anchors."""
+        embed = self.object_queries(query_embed)
+        if self.denoising is None:
+            return QuerySet(embed, None, self._mask(None, embed.device), self.groups, None)
+        noised = self.denoising(targets, limit=2 * self.num_queries)
+        n = len(noised.boxes)
+        embed = torch.cat([embed.expand(n, -1, -1), self.embed_boxes(noised.boxes)], dim=1)
+        content = torch.cat([embed.new_zeros(n, self.groups * self.num_queries, self.d), self.label_embed(noised.labels)], dim=1)
+        return QuerySet(embed, content, self._mask(noised, embed.device), self.groups, noised)
+
+    def object_queries(self, query_embed: Tensor) -> Tensor:
+        """(G Q, d), the kept group first."""
+        if self.anchors is not None:
+            embed = self.embed_boxes(self.anchors.sigmoid())
+            return torch.cat([embed[: self.num_queries] + self.offsets, embed[self.num_queries :]])
+        return torch.cat([query_embed, self.more_queries]) if self.groups > 1 else query_embed
+
+    def embed_boxes(self, boxes: Tensor) -> Tensor:
+        """boxes: (..., 4) cxcywh in [0, 1]. Returns (..., d)."""
+        with torch.autocast(boxes.device.type, enabled=False):
+            features = sine_features(boxes * 2 * math.pi, self.d // 2)  # (..., 4, d / 2)
+            return self.box_embed(features.flatten(-2))
+
+    def _mask(self, noised: NoisedObjects | None, device: torch.device) -> Tensor | None:
+        """Groups do not see each other, and nobody sees padding, which sees itself alone."""
+        group = torch.arange(self.groups, device=device).repeat_interleave(self.num_queries)
+        if noised is not None:
+            group = torch.cat([group, self.groups + noised.group])
+        elif self.groups == 1:
+            return None
+        mask = group[:, None] != group
+        if noised is None:
+            return mask[None]
+        padding = nn.functional.pad(noised.padding, (self.groups * self.num_queries, 0))  # (N, R)
+        unseen = padding[:, None, :] & ~torch.eye(len(group), dtype=torch.bool, device=device)
+        return mask | unseen
+
+    def kept_queries(self) -> Tensor:
+        """(Q, d), the rows of the plain DETR, where there are anchors."""
+        assert self.anchors is not None
+        return self.embed_boxes(self.anchors[: self.num_queries].sigmoid()) + self.offsets
+
+    @torch.no_grad()
+    def start_from(self, rows: Tensor) -> None:
+        """Changes the offsets so that the kept group's rows are these, (Q, d)."""
+        self.offsets.zero_()
+        self.offsets.copy_(rows - self.kept_queries())
