@@ -15,6 +15,7 @@ from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from detr.modeling.denoising import NoisedObjects
 from detr.modeling.matcher import HungarianMatcher, Matches, Targets, generalized_iou
+from detr.modeling.training_queries import QuerySet
 
 MASKS_AT_ONCE = 10  # bounds the memory of the mask losses
 
@@ -64,6 +65,19 @@ class SetCriterion(nn.Module):
             per_layer = {name: values.view(groups, -1).mean(0) for name, values in per_layer.items()}
         return self._weighted(per_layer), matches.of_first_group(groups)
 
+    def training_losses(
+        self, logits: Tensor, boxes: Tensor, targets: Targets, queries: QuerySet
+    ) -> tuple[dict[str, Tensor], Matches]:
+        """What ``forward`` returns, with the losses of denoising queries besides.
+
+        logits: (L, N, R, K + 1); boxes: (L, N, R, 4), of all queries of a training step
+        """
+        objects, others = slice(queries.num_objects), slice(queries.num_objects, None)
+        losses, matches = self(logits[:, :, objects], boxes[:, :, objects], targets, queries.groups)
+        if queries.noised is not None:
+            losses |= self.denoising_losses(logits[:, :, others], boxes[:, :, others], targets, queries.noised)
+        return losses, matches
+
     def denoising_losses(
         self, logits: Tensor, boxes: Tensor, targets: Targets, noised: NoisedObjects
     ) -> dict[str, Tensor]:
@@ -89,7 +103,7 @@ class SetCriterion(nn.Module):
 
     def _weighted(self, per_layer: dict[str, Tensor], suffix: str = "") -> dict[str, Tensor]:
         """per_layer: (L,) each, by name. Returns scalars; names of earlier layers end in their number."""
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for name, values in per_layer.items():
             *earlier, last = (self.weights[name] * values).unbind()
             losses |= {f"{name}{suffix}_{layer}": value for layer, value in enumerate(earlier)}

@@ -20,21 +20,20 @@ SMALLEST = 1e-3  # extent of a box with noise, as a share of the image
 
 @dataclass
 class NoisedObjects:
-    """The denoising queries of a batch, and what they should answer.
+    """The denoising queries of a batch, and what they have to answer.
 
     boxes: (N, S, 4) cxcywh in [0, 1] of the unpadded image; labels: (N, S) int64 in [0, K)
-    group: (S,) int64, the copy that each query belongs to, from 0
-    padding: (N, S) bool, True where an image has fewer objects than the others
-    copies: C
-    image, query: (V,) int64, the queries that are no padding, image by image
+    copies: C; copy: (S,) int64 in [0, C), the one that each query belongs to
+    padding: (N, S) bool, True where an image has fewer objects than another
+    image, query: (V,) int64, all that are no padding, image by image
     positive: (P,) int64 in [0, V), those of them that must find an object; target: (P,) int64 in [0, M), which one
     """
 
     boxes: Tensor
     labels: Tensor
-    group: Tensor
-    padding: Tensor
     copies: int
+    copy: Tensor
+    padding: Tensor
     image: Tensor
     query: Tensor
     positive: Tensor
@@ -43,13 +42,14 @@ class NoisedObjects:
 
 @dataclass(frozen=True)
 class Denoising:
-    """How objects are turned into denoising queries.
+    """How objects become denoising queries.
 
-    copies: C, fewer where they would be more than ``limit`` together; at least one
-    box_noise: center and extent of a positive are changed by up to this share of the box's extent; those of a
-        negative by up to twice as much, and at least this much
-    label_noise: odds of another label
-    negatives: whether beside every positive stands a negative, which must say no-object (DINO, arXiv 2203.03605)
+    num_classes: K, without no-object
+    copies: C; fewer, but at least one, where the copies of an image would have more than ``limit`` objects
+    box_noise: by how much center and extent of a box change at most, as a share of the extent; of a negative's box
+        at least so much, and at most twice as much
+    label_noise: odds of a random label
+    negatives: whether beside every positive there is a negative, which must say no-object (DINO, arXiv 2203.03605)
     """
 
     num_classes: int
@@ -60,47 +60,42 @@ class Denoising:
 
     @torch.no_grad()
     def __call__(self, targets: Targets, limit: int) -> NoisedObjects:
-        """Noise from the device's generator. Without any object, a single query of padding for each image is left."""
-        device, sizes = targets.boxes.device, targets.sizes
+        """Where no image has an object, each has one query of padding per copy, so that every parameter is used."""
+        sizes, device = targets.sizes, targets.boxes.device
         most = max([*sizes, 1])
         copies = max(min(self.copies, limit // most), 1)
         kinds = 2 if self.negatives else 1
-        boxes = pad_sequence([*targets.boxes.split(sizes)], batch_first=True)  # (N, M', 4)
-        labels = pad_sequence([*targets.labels.split(sizes)], batch_first=True)  # (N, M')
-        if not boxes.shape[1]:
-            boxes, labels = boxes.new_full((len(sizes), 1, 4), 0.5), labels.new_zeros(len(sizes), 1)
-        boxes = boxes.repeat(1, copies * kinds, 1).view(len(sizes), copies, kinds, most, 4)
-        labels = labels.repeat(1, copies * kinds)
-        # On the host, where the sizes are known: the queries are ordered by copy, then positives before negatives.
-        index = torch.arange(copies * kinds * most).view(copies, kinds, most)
-        real = [index[..., :size].flatten() for size in sizes]
-        image = torch.repeat_interleave(torch.tensor([len(x) for x in real]))
-        query = torch.cat(real)
-        is_positive = query // most % kinds == 0
-        first = torch.tensor([0, *sizes]).cumsum(0)
-        positive = is_positive.nonzero().squeeze(1)
-        target = (first[image] + query % most)[positive]
-        padding = torch.arange(most) >= torch.tensor(sizes)[:, None]  # (N, M')
-        on_device = [
-            x.to(device, non_blocking=True)
-            for x in (index.flatten() // (kinds * most), padding.repeat(1, copies * kinds), image, query, positive, target)
-        ]
-        group, padding, image, query, positive, target = on_device
-        return NoisedObjects(
-            self._noised_boxes(boxes).flatten(1, 3), self._noised_labels(labels), group, padding, copies,
-            image, query, positive, target,
+        # In the order of copies, in these positives before negatives, in these objects.
+        queries = torch.arange(copies * kinds * most)
+        # On the host, where the sizes are known.
+        real = queries % most < torch.tensor(sizes)[:, None]  # (N, S)
+        image, query = real.nonzero().unbind(1)
+        positive = (query // most % kinds == 0).nonzero().squeeze(1)
+        first = torch.tensor([0, *sizes]).cumsum(0)  # of each image's targets
+        target = first[image[positive]] + query[positive] % most
+        copy, padding, image, query, positive, target = (
+            x.to(device, non_blocking=True) for x in (queries // (kinds * most), ~real, image, query, positive, target)
         )
-
-    def _noised_boxes(self, boxes: Tensor) -> Tensor:
-        """boxes: (N, C, 1 or 2, M', 4), with positives before negatives; returns the same with noise."""
-        noise = torch.rand_like(boxes)
-        noise[:, :, 1:] += 1
-        sign = torch.randint_like(boxes, 2) * 2 - 1
-        noise = noise * sign * self.box_noise
-        extent = boxes[..., 2:]
-        center = boxes[..., :2] + noise[..., :2] * extent
-        return torch.cat([center.clamp(0, 1), (extent * (1 + noise[..., 2:])).clamp(SMALLEST, 1)], dim=-1)
-
-    def _noised_labels(self, labels: Tensor) -> Tensor:
+        boxes, labels = (_padded(x, sizes, most) for x in (targets.boxes, targets.labels))  # (N, M', 4), (N, M')
+        boxes = self._with_noise(boxes[:, None, None].expand(-1, copies, kinds, -1, -1))
+        labels = labels.repeat(1, copies * kinds)
         others = torch.randint_like(labels, self.num_classes)
-        return torch.where(torch.rand(labels.shape, device=labels.device) < self.label_noise, others, labels)
+        labels = torch.where(torch.rand_like(boxes[..., 0]) < self.label_noise, others, labels)
+        return NoisedObjects(boxes, labels, copies, copy, padding, image, query, positive, target)
+
+    def _with_noise(self, boxes: Tensor) -> Tensor:
+        """boxes: (N, C, 1 or 2, M', 4), positives before negatives. Returns (N, S, 4)."""
+        amount = torch.rand_like(boxes)
+        amount[:, :, 1:] += 1
+        sign = 2 * torch.randint_like(boxes, 2) - 1
+        shift, growth = (self.box_noise * sign * amount).split(2, dim=-1)
+        center, extent = boxes.split(2, dim=-1)
+        center = (center + shift * extent).clamp(0, 1)
+        extent = (extent + growth * extent).clamp(SMALLEST, 1)
+        return torch.cat([center, extent], dim=-1).flatten(1, 3)
+
+
+def _padded(x: Tensor, sizes: list[int], most: int) -> Tensor:
+    """(M, ...) -> (N, M', ...), zeros where an image has fewer objects."""
+    rows = pad_sequence(list(x.split(sizes)), batch_first=True)
+    return rows if rows.shape[1] == most else rows.new_zeros(len(sizes), most, *x.shape[1:])

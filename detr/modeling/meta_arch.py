@@ -6,7 +6,7 @@ L  decoder layers, Q queries, K classes without no-object, d width of the transf
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -15,45 +15,16 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from detr.config import check_model_keys, warn_of_unread_keys
-from detr.config_node import remember
-from detr.errors import InputError
-from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, freeze_unused, padding_mask
+from detr.modeling.backbone import padding_mask
 from detr.modeling.criterion import SetCriterion
-from detr.modeling.denoising import Denoising
-from detr.modeling.folded_resnet import checkpoint_blocks
 from detr.modeling.mask_head import MaskFeatures, MaskHead
-from detr.modeling.matcher import HungarianMatcher, Matches, Targets
-from detr.modeling.position_encoding import LearnedPositionEncoding, SinePositionEncoding
-from detr.modeling.postprocessing import PanopticSettings, Postprocessor, which_are_things
+from detr.modeling.matcher import Targets
+from detr.modeling.outputs import Outputs, TrainingOutputs
+from detr.modeling.parts import build_parts
+from detr.modeling.postprocessing import Postprocessor
 from detr.modeling.preprocessing import BaseDetr, make_targets, normalize_images
-from detr.modeling.training_queries import PREFIX, QuerySet, TrainingQueries
+from detr.modeling.training_queries import QuerySet, TrainingQueries
 from detr.modeling.transformer import MLP, Transformer
-
-POSITION_ENCODINGS = {"sine": SinePositionEncoding, "learned": LearnedPositionEncoding}
-
-
-class Outputs(NamedTuple):
-    """What the network predicts for N images.
-
-    logits: (L, N, Q, K + 1), the last column no-object; L = 1 where only the last decoder layer was asked for
-    boxes: (L, N, Q, 4) cxcywh in [0, 1] of the unpadded image
-    mask_features: the mask head's input; None in a model without masks
-    training: the same of all queries of a training step, where there are others than the object queries; else None
-    """
-
-    logits: Tensor
-    boxes: Tensor
-    mask_features: MaskFeatures | None
-    training: "TrainingOutputs | None" = None
-
-
-class TrainingOutputs(NamedTuple):
-    """logits: (L, N, R, K + 1); boxes: (L, N, R, 4), of the R ``queries``"""
-
-    logits: Tensor
-    boxes: Tensor
-    queries: QuerySet
 
 
 @META_ARCH_REGISTRY.register()
@@ -107,8 +78,8 @@ class Detr(BaseDetr):
         self.bbox_embed = MLP(d, d, 4, num_layers=3)
         self.training_queries = training_queries
         self.register_load_state_dict_post_hook(_start_from_plain_weights)
-        if self._has_anchors():
-            self.query_embed.requires_grad_(False)  # computed from the anchors
+        if self._update_query_embed():
+            self.query_embed.requires_grad_(False)
         self.mask_head = mask_head
         self.pyramid = pyramid
         self.criterion = criterion
@@ -124,69 +95,7 @@ class Detr(BaseDetr):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The only place where cfg becomes arguments. Raises InputError for impossible sizes and combinations."""
-        check_model_keys(cfg)
-        remember(cfg.SOLVER, "OPTIMIZER")  # even if nobody set it, it is a Detr's optimizer from here on
-        warn_of_unread_keys(cfg)
-        keys = cfg.MODEL.DETR
-        checkpointed = keys.ACTIVATION_CHECKPOINT
-        backbone = build_detr_backbone(cfg)
-        in_feature = choose_feature(backbone, keys.IN_FEATURE)
-        pyramid = choose_pyramid(backbone, in_feature) if cfg.MODEL.MASK_ON else ()
-        shapes = backbone.output_shape()
-        if len(shapes) > 1:
-            freeze_unused(backbone, (in_feature, *pyramid), channels=len(cfg.MODEL.PIXEL_MEAN))
-        if "backbone" in checkpointed and not checkpoint_blocks(backbone):
-            raise InputError(
-                "MODEL.DETR.ACTIVATION_CHECKPOINT has 'backbone', but that is for a ResNet of frozen norms "
-                f"(MODEL.RESNETS.NORM FrozenBN), and MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}: leave it out"
-            )
-        data_sets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-        panoptic = PanopticSettings(keys.PANOPTIC.SCORE_THRESHOLD, keys.PANOPTIC.MIN_AREA, keys.PANOPTIC.STUFF_MERGE)
-        return {
-            "backbone": backbone,
-            "in_feature": in_feature,
-            "position_encoding": POSITION_ENCODINGS[keys.POSITION_EMBEDDING](keys.HIDDEN_DIM),
-            "transformer": Transformer(
-                d=keys.HIDDEN_DIM,
-                heads=keys.NHEADS,
-                encoder_layers=keys.ENC_LAYERS,
-                decoder_layers=keys.DEC_LAYERS,
-                feedforward=keys.DIM_FEEDFORWARD,
-                dropout=keys.DROPOUT,
-                pre_norm=keys.PRE_NORM,
-                checkpointed="transformer" in checkpointed,
-            ),
-            "criterion": SetCriterion(
-                matcher=HungarianMatcher(cost_class=1.0, cost_bbox=keys.L1_WEIGHT, cost_giou=keys.GIOU_WEIGHT),
-                num_classes=keys.NUM_CLASSES,
-                l1_weight=keys.L1_WEIGHT,
-                giou_weight=keys.GIOU_WEIGHT,
-                no_object_weight=keys.NO_OBJECT_WEIGHT,
-            ),
-            "postprocessor": Postprocessor(
-                is_thing=which_are_things(keys.NUM_CLASSES, data_sets, required=keys.PANOPTIC.ENABLED),
-                score_threshold=keys.INSTANCE_SCORE_THRESHOLD,
-                max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-                panoptic=panoptic if keys.PANOPTIC.ENABLED else None,
-            ),
-            "num_classes": keys.NUM_CLASSES,
-            "num_queries": keys.NUM_OBJECT_QUERIES,
-            "deep_supervision": keys.DEEP_SUPERVISION,
-            "training_queries": _training_queries(keys),
-            "mask_head": MaskHead(
-                d=keys.HIDDEN_DIM,
-                heads=keys.NHEADS,
-                pyramid_channels=tuple(shapes[name].channels for name in pyramid),
-                checkpointed="mask_head" in checkpointed,
-            )
-            if pyramid
-            else None,
-            "pyramid": pyramid,
-            "freeze_detr": cfg.MODEL.MASK_ON and (keys.FREEZE_DETR or bool(keys.FROZEN_WEIGHTS)),
-            "inference_dtype": getattr(torch, keys.INFERENCE_DTYPE),
-            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
-            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
-        }
+        return build_parts(cfg)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Detectron2's standard contract.
@@ -208,10 +117,8 @@ class Detr(BaseDetr):
         targets = self.targets(batched_inputs, tuple(images.tensor.shape[-2:]))
         # With the box model frozen, auxiliary losses teach nothing.
         return_intermediate = self.deep_supervision and not self.freeze_detr
-        if self.training_queries is None:
-            return self.losses(self.forward_network(images, return_intermediate), targets)
-        queries = self.training_queries(self.query_embed.weight, targets)
-        return self.losses(self.forward_network(images, return_intermediate, queries), targets)
+        more = [] if self.training_queries is None else [self.training_queries(self.query_embed.weight, targets)]
+        return self.losses(self.forward_network(images, return_intermediate, *more), targets)
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -230,9 +137,7 @@ class Detr(BaseDetr):
             batched_inputs, self.pixel_mean, self.pixel_std, backbone.size_divisibility, backbone.padding_constraints
         )
 
-    def forward_network(
-        self, images: ImageList, return_intermediate: bool, queries: QuerySet | None = None
-    ) -> Outputs:
+    def forward_network(self, images: ImageList, return_intermediate: bool, queries: QuerySet | None = None) -> Outputs:
         """Backbone, transformer and heads. ``MaskHead`` predicts masks later, for chosen queries only.
 
         return_intermediate: whether the earlier decoder layers are wanted too, for the auxiliary losses
@@ -267,47 +172,46 @@ class Detr(BaseDetr):
         if mask is None:
             mask = torch.zeros(n, h, w, dtype=torch.bool, device=projected.device)
         position = self.position_encoding(mask).to(projected.dtype)
-        if queries is None:
-            decoded, memory = self.transformer(
-                projected, position, self.object_queries(), key_padding_mask, return_intermediate
-            )
-        else:
-            decoded, memory = self.transformer(
-                projected, position, queries.embed, key_padding_mask, return_intermediate, queries.content, queries.mask
-            )
-        num_queries = self.query_embed.num_embeddings
+        embed = self.object_queries() if queries is None else queries.embed
+        more = () if queries is None else (queries.content, queries.mask)
+        decoded, memory = self.transformer(projected, position, embed, key_padding_mask, return_intermediate, *more)
         mask_features = None
         if self.mask_head is not None:
             pyramid = tuple(features[name] for name in self.pyramid)
-            mask_features = MaskFeatures(projected, memory, key_padding_mask, pyramid, queries=decoded[-1, :, :num_queries])
+            kept = decoded[-1, :, : self.query_embed.num_embeddings]
+            mask_features = MaskFeatures(projected, memory, key_padding_mask, pyramid, queries=kept)
         # The heads cost nothing, and half precision would show in scores and boxes.
         with torch.autocast(decoded.device.type, enabled=False):
             decoded = decoded.to(self.class_embed.weight.dtype)
             logits, boxes = self.class_embed(decoded), self.bbox_embed(decoded).sigmoid()
         if queries is None:
             return Outputs(logits, boxes, mask_features)
-        of_all = TrainingOutputs(logits, boxes, queries)
-        return Outputs(logits[:, :, :num_queries], boxes[:, :, :num_queries], mask_features, of_all)
+        return TrainingOutputs.of_all(logits, boxes, mask_features, queries)
 
     def object_queries(self) -> Tensor:
-        """The rows (Q, d) of ``query_embed``; in a training with anchors, computed from these."""
-        return self.query_embed.weight if not self._has_anchors() else self.training_queries.kept_queries()
-
-    def _has_anchors(self) -> bool:
-        return self.training_queries is not None and self.training_queries.anchors is not None
+        """The object queries' embeddings (Q, d): those of the anchors where there are any, else learned rows."""
+        queries = self.training_queries
+        return self.query_embed.weight if queries is None or queries.anchors is None else queries.kept_queries()
 
     def fold_queries(self) -> None:
-        """Makes a plain DETR of this model, in place: what was for training alone is gone, and outputs stay the same."""
-        if self._has_anchors():
-            self.query_embed.weight.data.copy_(self.object_queries())
+        """Leaves a plain DETR, in place: what is for training alone is removed, and the outputs stay the same."""
+        if self._update_query_embed():
             self.query_embed.requires_grad_(not self.freeze_detr)
         self.training_queries = None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Its ``query_embed`` is that of a plain DETR always."""
-        if self._has_anchors():
-            self.query_embed.weight.data.copy_(self.object_queries())
+        """As of any module; ``query_embed`` is that of a plain DETR, and ``training_queries`` is for training alone."""
+        self._update_query_embed()
         return super().state_dict(*args, **kwargs)
+
+    @torch.no_grad()
+    def _update_query_embed(self) -> bool:
+        """Whether there are anchors, which it is computed from."""
+        queries = self.training_queries
+        if queries is None or queries.anchors is None:
+            return False
+        self.query_embed.weight.copy_(queries.kept_queries())
+        return True
 
     def train(self, mode: bool = True) -> "Detr":
         """With the box model frozen its dropout stays on, as in the original, but no statistic of a norm moves."""
@@ -323,11 +227,13 @@ class Detr(BaseDetr):
 
     def losses(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Weighted losses, masks for matched queries only. Metrics go to the event storage, never into the dict."""
-        logits, training = outputs.logits, outputs.training
-        if training is None:
-            losses, matches = self.criterion(logits, outputs.boxes, targets)
+        logits = outputs.logits
+        if isinstance(outputs, TrainingOutputs):
+            losses, matches = self.criterion.training_losses(
+                outputs.all_logits, outputs.all_boxes, targets, outputs.queries
+            )
         else:
-            losses, matches = self._losses_of_all(training, targets)
+            losses, matches = self.criterion(logits, outputs.boxes, targets)
         if self.mask_head is not None and outputs.mask_features is not None:
             last = matches.of_last_layer(len(logits))
             mask_logits = self.mask_head(outputs.mask_features, last.image, last.query)  # (P, h, w)
@@ -337,15 +243,6 @@ class Detr(BaseDetr):
             values = torch.stack(list(metrics.values())).tolist()  # the losses' few kernels are waited for, once
             get_event_storage().put_scalars(**dict(zip(metrics, values, strict=True)))
         return losses
-
-    def _losses_of_all(self, outputs: TrainingOutputs, targets: Targets) -> tuple[dict[str, Tensor], Matches]:
-        logits, boxes, queries = outputs
-        of_objects = queries.groups * self.query_embed.num_embeddings
-        losses, matches = self.criterion(logits[:, :, :of_objects], boxes[:, :, :of_objects], targets, queries.groups)
-        if queries.noised is not None:
-            of_noised = logits[:, :, of_objects:], boxes[:, :, of_objects:]
-            losses |= self.criterion.denoising_losses(*of_noised, targets, queries.noised)
-        return losses, matches
 
     def postprocess(
         self, outputs: Outputs, batched_inputs: list[dict[str, Any]], images: ImageList
@@ -365,23 +262,10 @@ class Detr(BaseDetr):
             return self.mask_head(features.of_image(index), torch.zeros_like(queries), queries)  # type: ignore[no-any-return]
 
 
-def _training_queries(keys: CfgNode) -> TrainingQueries | None:
-    """keys: MODEL.DETR; None where all of its training queries are off."""
-    noise = keys.DENOISING
-    denoising = Denoising(keys.NUM_CLASSES, noise.COPIES, noise.BOX_NOISE, noise.LABEL_NOISE, noise.NEGATIVES)
-    if not (noise.ENABLED or keys.ANCHOR_QUERIES or keys.QUERY_GROUPS > 1):
-        return None
-    return TrainingQueries(
-        num_queries=keys.NUM_OBJECT_QUERIES,
-        d=keys.HIDDEN_DIM,
-        groups=keys.QUERY_GROUPS,
-        anchors=keys.ANCHOR_QUERIES,
-        denoising=denoising if noise.ENABLED else None,
-    )
-
-
 def _start_from_plain_weights(model: Detr, incompatible: Any) -> None:
-    """After loading a plain DETR, its rows are the queries: the offsets make up for the anchors, which it has not."""
-    missing = incompatible.missing_keys
-    if model._has_anchors() and any(PREFIX in key for key in missing) and not any("query_embed.weight" in key for key in missing):
-        model.training_queries.start_from(model.query_embed.weight)
+    """After loading a plain DETR, its rows are the object queries: the offsets make up for the missing anchors."""
+    queries, missing = model.training_queries, incompatible.missing_keys
+    if queries is None or queries.anchors is None or any("query_embed." in key for key in missing):
+        return
+    if any("training_queries." in key for key in missing):
+        queries.start_from(model.query_embed.weight)

@@ -3,22 +3,21 @@
     N  images, Q object queries, G groups of them in training, d width of the transformer
     R  queries of a training step: G Q object queries, the kept group first, then S denoising queries
 
-A query embedding does not depend on the image. So those of learned boxes can be computed once, when training is over,
-and all else is left out: `fold` gives the rows of a plain DETR.
+A query embedding does not depend on the image. So those of anchors can be computed once, when training is over
+(``kept_queries``), and all else is left out.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr.modeling.denoising import Denoising, NoisedObjects
 from detr.modeling.matcher import Targets
 from detr.modeling.position_encoding import sine_features
 from detr.modeling.transformer import MLP
-
-PREFIX = "training_queries."  # of all names of parameters in this module
 
 
 @dataclass
@@ -29,7 +28,7 @@ class QuerySet:
     content: (N, R, d), the decoder's input: embedded labels for denoising queries and zeros for the others; None for
         zeros alone
     mask: (N or 1, R, R) bool, True = the query of the row does not see that of the column; None for one group alone
-    groups: G
+    groups: G; num_objects: G Q
     noised: what the denoising queries come from, or None
     """
 
@@ -37,6 +36,7 @@ class QuerySet:
     content: Tensor | None
     mask: Tensor | None
     groups: int
+    num_objects: int
     noised: NoisedObjects | None
 
 
@@ -46,10 +46,11 @@ class TrainingQueries(nn.Module):
     def __init__(
         self, *, num_queries: int, d: int, groups: int = 1, anchors: bool = False, denoising: Denoising | None = None
     ) -> None:
-        """groups: G, of which the first is kept (Group DETR, arXiv 2207.13085)
+        """
+        groups: G, of which the first is kept (Group DETR, arXiv 2207.13085)
         anchors: whether the object queries are embedded boxes, whose four numbers are learned (as in DAB-DETR, arXiv
-            2201.12329), plus an offset
-        denoising: makes denoising queries; None for none
+            2201.12329); those of the kept group have a learned offset besides, so that they can be any
+        denoising: makes the denoising queries; None for none
         """
         super().__init__()
         self.num_queries = num_queries
@@ -68,15 +69,15 @@ class TrainingQueries(nn.Module):
             self.label_embed = nn.Embedding(denoising.num_classes, d)
 
     def forward(self, query_embed: Tensor, targets: Targets) -> QuerySet:
-        """query_embed: (Q, d), the rows of the plain DETR; they do not count where there are anchors."""
-        embed = self.object_queries(query_embed)
-        if self.denoising is None:
-            return QuerySet(embed, None, self._mask(None, embed.device), self.groups, None)
-        noised = self.denoising(targets, limit=2 * self.num_queries)
-        n = len(noised.boxes)
-        embed = torch.cat([embed.expand(n, -1, -1), self.embed_boxes(noised.boxes)], dim=1)
-        content = torch.cat([embed.new_zeros(n, self.groups * self.num_queries, self.d), self.label_embed(noised.labels)], dim=1)
-        return QuerySet(embed, content, self._mask(noised, embed.device), self.groups, noised)
+        """query_embed: (Q, d), the rows of the plain DETR; where there are anchors, these count instead."""
+        embed, content, noised = self.object_queries(query_embed), None, None
+        count = len(embed)
+        if self.denoising is not None:
+            noised = self.denoising(targets, limit=2 * self.num_queries)
+            n = len(noised.boxes)
+            embed = torch.cat([embed.expand(n, -1, -1), self.embed_boxes(noised.boxes)], dim=1)
+            content = F.pad(self.label_embed(noised.labels), (0, 0, count, 0))  # zeros before
+        return QuerySet(embed, content, self._mask(noised, embed.device), self.groups, count, noised)
 
     def object_queries(self, query_embed: Tensor) -> Tensor:
         """(G Q, d), the kept group first."""
@@ -89,19 +90,19 @@ class TrainingQueries(nn.Module):
         """boxes: (..., 4) cxcywh in [0, 1]. Returns (..., d)."""
         with torch.autocast(boxes.device.type, enabled=False):
             features = sine_features(boxes * 2 * math.pi, self.d // 2)  # (..., 4, d / 2)
-            return self.box_embed(features.flatten(-2))
+            return self.box_embed(features.flatten(-2))  # type: ignore[no-any-return]
 
     def _mask(self, noised: NoisedObjects | None, device: torch.device) -> Tensor | None:
         """Groups do not see each other, and nobody sees padding, which sees itself alone."""
         group = torch.arange(self.groups, device=device).repeat_interleave(self.num_queries)
         if noised is not None:
-            group = torch.cat([group, self.groups + noised.group])
+            group = torch.cat([group, self.groups + noised.copy])
         elif self.groups == 1:
             return None
         mask = group[:, None] != group
         if noised is None:
             return mask[None]
-        padding = nn.functional.pad(noised.padding, (self.groups * self.num_queries, 0))  # (N, R)
+        padding = F.pad(noised.padding, (self.groups * self.num_queries, 0))  # (N, R)
         unseen = padding[:, None, :] & ~torch.eye(len(group), dtype=torch.bool, device=device)
         return mask | unseen
 
@@ -112,6 +113,6 @@ class TrainingQueries(nn.Module):
 
     @torch.no_grad()
     def start_from(self, rows: Tensor) -> None:
-        """Changes the offsets so that the kept group's rows are these, (Q, d)."""
+        """Sets the offsets so that the kept group's rows are these, (Q, d)."""
         self.offsets.zero_()
         self.offsets.copy_(rows - self.kept_queries())
