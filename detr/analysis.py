@@ -89,6 +89,7 @@ def analyze(
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
+    model.fold_queries()  # the model that comes out of the training is analyzed
     queries = model.query_embed.num_embeddings
     for name, value, least in (("queries kept", queries_kept, 0), ("objects an image", objects, 1)):
         if value is not None and not least <= value <= queries:

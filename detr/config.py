@@ -159,6 +159,7 @@ def check_model_keys(cfg: CN) -> None:
         raise InputError(
             f"MODEL.DETR.ACTIVATION_CHECKPOINT has {sorted(unknown)}: it takes any of {', '.join(CHECKPOINTED)}"
         )
+    _check_training_queries(keys)
     if not cfg.MODEL.MASK_ON:
         for key, value in (("PANOPTIC.ENABLED", keys.PANOPTIC.ENABLED), ("FREEZE_DETR", keys.FREEZE_DETR)):
             if value:
@@ -166,11 +167,31 @@ def check_model_keys(cfg: CN) -> None:
     _check_width(keys, masks=cfg.MODEL.MASK_ON)
 
 
+def _check_training_queries(keys: CN) -> None:
+    noise = keys.DENOISING
+    for key, value, least in (("DENOISING.COPIES", noise.COPIES, 1), ("QUERY_GROUPS", keys.QUERY_GROUPS, 1)):
+        if value < least:
+            raise InputError(f"MODEL.DETR.{key} is {value}: it must be at least {least}")
+    for key, value in (("BOX_NOISE", noise.BOX_NOISE), ("LABEL_NOISE", noise.LABEL_NOISE)):
+        if not 0 <= value <= 1:
+            raise InputError(f"MODEL.DETR.DENOISING.{key} is {value}: it must be from 0 to 1")
+    used = {"DENOISING.ENABLED": noise.ENABLED, "ANCHOR_QUERIES": keys.ANCHOR_QUERIES}
+    used["QUERY_GROUPS"] = keys.QUERY_GROUPS > 1
+    if (keys.FREEZE_DETR or keys.FROZEN_WEIGHTS) and any(used.values()):
+        names = " and ".join(f"MODEL.DETR.{name}" for name, value in used.items() if value)
+        raise InputError(
+            f"{names} would train nothing, because MODEL.DETR.FREEZE_DETR or FROZEN_WEIGHTS freezes the box model: "
+            "leave one or the other out"
+        )
+
+
 def _check_width(keys: CN, masks: bool) -> None:
     d, heads, positions = keys.HIDDEN_DIM, keys.NHEADS, keys.POSITION_EMBEDDING
     for divisor, name, reason, applies in (
         (heads, f"MODEL.DETR.NHEADS {heads}", "every head takes an equal share of it", True),
         (4, "4", "the sine position encoding gives half of it to each image axis", positions == "sine"),
+        (4, "4", "an embedded box gives each of its numbers sines and cosines", keys.ANCHOR_QUERIES),
+        (4, "4", "an embedded box gives each of its numbers sines and cosines", keys.DENOISING.ENABLED),
         (2, "2", "the learned position encoding gives half of it to each image axis", positions == "learned"),
         (16, "16", "the mask head halves it four times", masks),
     ):

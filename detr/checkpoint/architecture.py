@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, num_rows
+from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, TRAINING_PREFIX, num_rows
 from detr.errors import InputError
 
 # ResNets by the number of blocks in their stages and whether these are bottlenecks
@@ -95,6 +95,7 @@ def config_values(state: Mapping[str, Tensor]) -> dict[str, object]:
         "MODEL.DETR.PRE_NORM": "transformer.encoder.norm.weight" in state,
         "MODEL.DETR.POSITION_EMBEDDING": "learned" if "position_encoding.row_embed.weight" in state else "sine",
     }
+    values |= _training_queries(state)
     if num_rows(state):
         values["MODEL.DETR.NUM_CLASSES"] = num_rows(state) - 1
     for key, name in (
@@ -112,6 +113,18 @@ def config_values(state: Mapping[str, Tensor]) -> dict[str, object]:
         if name in state:
             values[f"MODEL.RESNETS.{key}_OUT_CHANNELS"] = len(state[name])
     return values
+
+
+def _training_queries(state: Mapping[str, Tensor]) -> dict[str, object]:
+    anchors, more, groups = f"{TRAINING_PREFIX}anchors", f"{TRAINING_PREFIX}more_queries", 1
+    if QUERY_KEY in state:
+        rows = len(state[anchors]) if anchors in state else len(state[QUERY_KEY]) + len(state.get(more, ()))
+        groups = rows // len(state[QUERY_KEY])
+    return {
+        "MODEL.DETR.ANCHOR_QUERIES": anchors in state,
+        "MODEL.DETR.DENOISING.ENABLED": f"{TRAINING_PREFIX}label_embed.weight" in state,
+        "MODEL.DETR.QUERY_GROUPS": groups,
+    }
 
 
 def resnet_depth(state: Mapping[str, Tensor]) -> int:

@@ -18,7 +18,7 @@ from detr.checkpoint.formats import DETECTRON2
 from detr.checkpoint.hub import local_path
 from detr.checkpoint.options import split_options
 from detr.checkpoint.resume import check_resume
-from detr.checkpoint.rows import fit
+from detr.checkpoint.rows import TRAINING_PREFIX, fit, fit_training_queries
 from detr.checkpoint.source import NOTE, Source, read, source_of
 from detr.checkpoint.wrappers import unwrapped_names
 from detr.errors import InputError
@@ -171,7 +171,10 @@ class DetrCheckpointer(DetectionCheckpointer):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             is_caffe2 = checkpoint.get("__author__") == "Caffe2"
             checkpoint["model"] = align_and_update_state_dicts(own, checkpoint["model"], c2_conversion=is_caffe2)
-        checkpoint["model"], lines = fit(checkpoint["model"], own)
+        state, notes = fit_training_queries(checkpoint["model"], own)
+        for line in notes:
+            logger.info(line)
+        checkpoint["model"], lines = fit(state, own)
         known, partial = self._known_format or by_heuristics, self._options.partial
         try:
             check_weights_fit(checkpoint["model"], own, known=known, partial=partial)
@@ -187,8 +190,9 @@ class DetrCheckpointer(DetectionCheckpointer):
             super()._log_incompatible_keys(incompatible)
             return
         # Where the counters of batch norms are missing, torch sets some and reports others: they are no weights.
+        # What is for training alone was reported before.
         own, missing = (
-            [key for key in keys if not key.endswith("num_batches_tracked")]
+            [key for key in keys if not key.endswith("num_batches_tracked") and not key.startswith(TRAINING_PREFIX)]
             for keys in (self.model.state_dict(), incompatible.missing_keys)
         )
         logger.info("loaded %d of the model's %d tensors", len(own) - len(missing), len(own))

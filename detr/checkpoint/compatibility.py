@@ -14,6 +14,8 @@ _DECODER = "transformer.decoder.norm.weight"
 _ENCODER_NORM = "transformer.encoder.norm.weight"  # only in the pre-norm variant
 _RESIZED = ("MODEL.DETR.NUM_CLASSES", "MODEL.DETR.NUM_OBJECT_QUERIES")  # other numbers of rows are no mistake
 _BACKBONE_KEYS = "MODEL.RESNETS."
+# Keys that weights need not have in common with the config.
+_FREE = ("MODEL.MASK_ON", "MODEL.DETR.ANCHOR_QUERIES", "MODEL.DETR.DENOISING.ENABLED", "MODEL.DETR.QUERY_GROUPS")
 
 
 def check_weights_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, known: bool, partial: bool) -> None:
@@ -98,7 +100,7 @@ def _is_shown(key: str, parts: set[str]) -> bool:
     """Whether weights with these parts show a key's value: a backbone alone shows nothing of the transformer."""
     if key.startswith(_BACKBONE_KEYS):
         return "backbone" in parts
-    return key != "MODEL.MASK_ON" and "transformer" in parts
+    return key not in _FREE and "transformer" in parts
 
 
 def _filled_part(key: str) -> str:

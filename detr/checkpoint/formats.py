@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detr.checkpoint import names
 from detr.checkpoint.architecture import check_class_head
-from detr.checkpoint.rows import COCO_ROWS, State, num_rows, to_category_ids, to_contiguous
+from detr.checkpoint.rows import COCO_ROWS, TRAINING_PREFIX, State, num_rows, to_category_ids, to_contiguous
 from detr.errors import InputError
 
 
@@ -51,6 +51,7 @@ _LEFT_OUT = {
     _BATCHES: "frozen batch norms count no batches",
     r"(?:criterion|detr\.criterion)\.empty_weight": "the loss takes it from the config",
     r"pixel_(?:mean|std)": "the config has them",
+    rf"{re.escape(TRAINING_PREFIX)}.+": "for training alone",
     r"(?:stem\.)?fc\.(?:weight|bias)": "a backbone has no classifier",
 }
 

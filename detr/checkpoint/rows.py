@@ -16,6 +16,7 @@ State = dict[str, Tensor]
 
 CLASS_KEYS = ("class_embed.weight", "class_embed.bias")
 QUERY_KEY = "query_embed.weight"
+TRAINING_PREFIX = "training_queries."  # of what a training has beside a plain DETR
 THINGS, PANOPTIC = 80, 133  # classes of COCO in Detectron2's order; the things come first in both
 COCO_ROWS = {92: THINGS, 251: PANOPTIC}  # rows of a head that counts COCO's ids, and the classes that these are
 NEVER = -1e4  # a class logit that no softmax lets win; finite in half precision too
@@ -89,3 +90,22 @@ def fit(state: State, initial: Mapping[str, Tensor]) -> tuple[State, list[str]]:
             rest = f"{new - old} more are initialized" if new > old else f"the first {new} are kept"
             lines.append(f"query_embed: {old} queries in the weights, {new} wanted: {rest}")
     return fitted, lines
+
+
+def fit_training_queries(state: State, own: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """``state`` with all that ``own`` has beside a plain DETR, or with nothing of it; and lines on what was left out.
+
+    The object queries are in ``query_embed`` in any case, so that a model without them is the same model.
+    """
+    saved, wanted = ({key for key in some if key.startswith(TRAINING_PREFIX)} for some in (state, own))
+    fits = wanted <= saved and all(state[key].shape == own[key].shape for key in wanted)
+    left_out = saved - wanted if fits else saved
+    lines = []
+    if left_out:
+        reason = "is for training alone" if not wanted else "is of another kind or size than here"
+        lines.append(f"left out: what {reason} ({len(left_out)} tensors like {min(left_out)})")
+    if wanted and not fits:
+        lines.append(
+            f"{len(wanted)} tensors for training alone start anew; the object queries are those of the weights"
+        )
+    return {key: value for key, value in state.items() if key not in left_out}, lines

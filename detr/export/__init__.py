@@ -133,6 +133,7 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
             "prepares images and postprocesses as Detr",
             file=sys.stderr,
         )
+    model.fold_queries()
     return model.eval().requires_grad_(False)
 
 
