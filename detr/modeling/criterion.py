@@ -81,7 +81,7 @@ class SetCriterion(nn.Module):
     def denoising_losses(
         self, logits: Tensor, boxes: Tensor, targets: Targets, noised: NoisedObjects
     ) -> dict[str, Tensor]:
-        """The same losses of denoising queries, as ``loss_ce_dn`` and so on; those of boxes are means over the copies.
+        """The losses of denoising queries, as ``loss_ce_dn`` and so on; those of boxes are over the mean number of copies.
 
         logits: (L, N, S, K + 1); boxes: (L, N, S, 4)
         """
@@ -94,7 +94,8 @@ class SetCriterion(nn.Module):
                 layer, torch.zeros_like(layer), noised.positive.repeat(layers), noised.target.repeat(layers)
             )
             per_layer = self.box_losses(boxes, targets, matches)
-            per_layer = {name: values / noised.copies for name, values in per_layer.items()}
+            share = len(targets.labels) / max(pairs, 1)  # of an object's copies
+            per_layer = {name: values * share for name, values in per_layer.items()}
             # The mean over no query is none: a zero instead, which every parameter has a part in.
             per_layer["loss_ce"] = (
                 self.classification_loss(logits, targets, matches) if len(noised.image) else logits.sum((1, 2, 3))

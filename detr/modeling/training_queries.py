@@ -93,18 +93,16 @@ class TrainingQueries(nn.Module):
             return self.box_embed(features.flatten(-2))  # type: ignore[no-any-return]
 
     def _mask(self, noised: NoisedObjects | None, device: torch.device) -> Tensor | None:
-        """Groups do not see each other, and nobody sees padding, which sees itself alone."""
-        group = torch.arange(self.groups, device=device).repeat_interleave(self.num_queries)
-        if noised is not None:
-            group = torch.cat([group, self.groups + noised.copy])
-        elif self.groups == 1:
+        """Groups do not see each other, and nobody sees padding but itself."""
+        if noised is None and self.groups == 1:
             return None
-        mask = group[:, None] != group
+        group = torch.arange(self.groups, device=device).repeat_interleave(self.num_queries)[None]  # (1, G Q)
         if noised is None:
-            return mask[None]
-        padding = F.pad(noised.padding, (self.groups * self.num_queries, 0))  # (N, R)
-        unseen = padding[:, None, :] & ~torch.eye(len(group), dtype=torch.bool, device=device)
-        return mask | unseen
+            return group[:, :, None] != group[:, None]
+        of_noised = torch.where(noised.copy < 0, -1, self.groups + noised.copy)
+        group = torch.cat([group.expand(len(of_noised), -1), of_noised], dim=1)  # (N, R)
+        seen = (group[:, :, None] == group[:, None]) & (group[:, None] >= 0)
+        return ~(seen | torch.eye(group.shape[1], dtype=torch.bool, device=device))
 
     def kept_queries(self) -> Tensor:
         """(Q, d), the rows of the plain DETR, where there are anchors."""
