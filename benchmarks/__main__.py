@@ -24,6 +24,7 @@ def main() -> int:
 
     import torch
 
+    from benchmarks import learning, report
     from benchmarks.growth import TOPICS
     from benchmarks.parts import PARTS
     from benchmarks.timing import MIN_REPEATS, Settings
@@ -32,13 +33,18 @@ def main() -> int:
         for name, part in PARTS.items():
             print(f"{name:14} {part.work}, goal {part.goal}")
         print(f"{'growth':14} how cost grows: {', '.join(TOPICS)}")
+        print(f"{'learning':14} AP against training steps: {', '.join(learning.RECIPES)}; by itself, about 1.5 hours")
         return 0
-    if unknown := set(options.parts) - PARTS.keys():
+    if unknown := set(options.parts) - PARTS.keys() - ({"learning"} if len(options.parts) == 1 else set()):
         print(f"unknown parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}", file=sys.stderr)
         return 2
     if options.repeats < MIN_REPEATS and not options.smoke:
         print(f"--repeats must be {MIN_REPEATS} or more: fewer give no median worth printing", file=sys.stderr)
         return 2
+    if options.parts == ["learning"]:
+        where = {**report.machine(Settings(threads=1)), "date": report.today()}
+        learning.measure(where, jobs=options.threads, smoke=options.smoke)
+        return 0
     torch.set_num_threads(options.threads)
     settings = Settings(1 if options.smoke else options.repeats, options.threads, options.smoke)
     parts = options.parts or ([] if options.growth else list(PARTS))

@@ -81,7 +81,7 @@ class SetCriterion(nn.Module):
     def denoising_losses(
         self, logits: Tensor, boxes: Tensor, targets: Targets, noised: NoisedObjects
     ) -> dict[str, Tensor]:
-        """The losses of denoising queries, as ``loss_ce_dn`` and so on; those of boxes are over the mean number of copies.
+        """The losses of denoising queries, as ``loss_ce_dn`` and so on; those of boxes per copy.
 
         logits: (L, N, S, K + 1); boxes: (L, N, S, 4)
         """
