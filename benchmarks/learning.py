@@ -163,10 +163,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     for name, curves in recipes.items():
         runs = list(curves.values())
         last = sorted(curve[-1]["AP"] for curve in runs)
-        at = [
-            _median([next((p["AP"] for p in c if p["step"] == step), None) for c in runs])
-            for step in (1000, 2000, 3000)
-        ]
+        at = [_median([_ap_at(curve, step) for curve in runs]) for step in STEPS]
         steps = [_median([steps_to(curve, ap) for curve in runs]) for ap in TARGETS]
         cost = statistics.median(curve[-1]["seconds"] / curve[-1]["step"] for curve in runs)
         body.append(
@@ -179,13 +176,13 @@ def markdown(results: Mapping[str, Any]) -> str:
                 f"{1000 * cost:.0f} ms",
             ]
         )
-    head = ["recipe", "seeds", "1000", "2000", "3000", "at the end (seeds), steps", *(f"to AP {x:g}" for x in TARGETS)]
+    head = ["recipe", "seeds", *map(str, STEPS), "at the end (seeds), steps", *(f"to AP {x:g}" for x in TARGETS)]
     table = tabulate(body, headers=[*head, "a step"], tablefmt="pipe", disable_numparse=True)
     versions = f"torch {results['versions']['torch']}, {results['cpu']}"
     return (
         "# Learning\n\nWritten by `make bench ARGS=learning`: box AP on the 500 validation images of the embedded "
-        "shapes against training steps in batches of 8, medians of the seeds. `plain` is DETR with 12 epochs, over which "
-        "the learning rate falls to zero; the others have half of it. Steps to an AP are on the line between two "
+        "shapes against training steps in batches of 8, medians of the seeds. `plain` is DETR with 12 epochs, over "
+        "which the learning rate falls to zero; the others have half of it. Steps to an AP are on the line between two "
         "evaluations, which are 500 steps apart. A step's time is that of one core, with other trainings beside it. "
         f"{results['date']}, {versions}.\n\n"
         f"{table}\n\n![AP against steps and time](learning.png)\n"
@@ -200,9 +197,7 @@ def draw(recipes: Mapping[str, Mapping[str, list[Point]]], path: Path) -> None:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
-    for axis, unit, scale, label in zip(
-        panels, ("step", "seconds"), (1, 60), ("steps", "minutes of one core"), strict=True
-    ):
+    for axis, unit, scale, label in zip(panels, *AXES, strict=True):
         for name, curves in recipes.items():
             runs = list(curves.values())
             x = [statistics.median(p[unit] for p in points) / scale for points in zip(*runs, strict=True)]
