@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # Rows that go through the convolutions together: they bound the memory. On the CPU, more make maps that its
-# allocator fetches from the system anew each time.
+# allocator fetches from the system anew each time, unless the maps are small.
 ROWS_AT_ONCE = 4
+PIXELS_AT_ONCE = 2**15  # of the finest maps
 ROWS_AT_ONCE_ON_GPU = 10
 GROUPS = 8  # of GroupNorm
 
@@ -140,7 +141,9 @@ class MaskHead(nn.Module):
         image_of: (R,) int64 in [0, N); query_of: (R,) int64 in [0, Q)
         """
         shared = self.share(features)
-        at_once = ROWS_AT_ONCE if image_of.device.type == "cpu" else ROWS_AT_ONCE_ON_GPU
+        height, width = features.pyramid[-1].shape[-2:]
+        on_cpu = max(ROWS_AT_ONCE, PIXELS_AT_ONCE // (height * width))
+        at_once = on_cpu if image_of.device.type == "cpu" else ROWS_AT_ONCE_ON_GPU
         chunks = zip(image_of.split(at_once), query_of.split(at_once), strict=True)
         return torch.cat([self._decode(*shared.rows(i, q)) for i, q in chunks])
 
