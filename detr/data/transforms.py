@@ -5,6 +5,7 @@ another size for about 45 % of images, and takes the nearest pixel of a mask by 
 Flips, crops and PIL's bilinear filter are Detectron2's own.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -42,6 +43,7 @@ class ResizeTransform(T.ResizeTransform):
         return segmentation[_nearest(self.h, self.new_h)][:, _nearest(self.w, self.new_w)]
 
 
+@functools.lru_cache(maxsize=64)  # every mask of an image asks for the same
 def _nearest(size: int, new_size: int) -> np.ndarray:
     """(new_size,): which of `size` pixels each of the new ones takes."""
     positions = torch.arange(size, dtype=torch.float32)[None, None]  # float32, in which the original resizes

@@ -17,7 +17,9 @@ from detr.modeling.denoising import NoisedObjects
 from detr.modeling.matcher import HungarianMatcher, Matches, Targets, generalized_iou
 from detr.modeling.training_queries import QuerySet
 
-MASKS_AT_ONCE = 10  # bounds the memory of the mask losses
+# They bound the memory of the mask losses.
+MASKS_AT_ONCE = 10  # at least
+PIXELS_AT_ONCE = 2**21
 
 
 class SetCriterion(nn.Module):
@@ -140,12 +142,16 @@ class SetCriterion(nn.Module):
         """
         if targets.masks is None:
             raise ValueError("mask losses need targets with masks")
-        rows = zip(mask_logits.split(MASKS_AT_ONCE), matches.target.split(MASKS_AT_ONCE), strict=True)
-        # A dozen maps of the input's size for every object would be kept for the gradient: they are computed again.
-        terms = [
-            checkpoint(_mask_terms, logits, targets.masks[target], use_reentrant=False, preserve_rng_state=False)
-            for logits, target in rows
-        ]
+        height, width = targets.masks.shape[-2:]
+        if len(mask_logits) * height * width <= PIXELS_AT_ONCE:
+            terms = [_mask_terms(mask_logits, targets.masks[matches.target])]
+        else:
+            # A dozen maps of the input's size for every object would be kept for the gradient: computed again instead.
+            at_once = max(MASKS_AT_ONCE, PIXELS_AT_ONCE // (height * width))
+            terms = [
+                checkpoint(_mask_terms, logits, targets.masks[target], use_reentrant=False, preserve_rng_state=False)
+                for logits, target in zip(mask_logits.split(at_once), matches.target.split(at_once), strict=True)
+            ]
         focal, dice = (torch.cat(x).sum() for x in zip(*terms, strict=True))
         num_boxes = self._num_boxes(targets)
         return {"loss_mask": focal / num_boxes, "loss_dice": dice / num_boxes}
