@@ -27,7 +27,11 @@ AXES = (("step", "seconds"), (1, 60), ("steps", "minutes of one core"))
 ANCHORS: dict[str, object] = {"MODEL.DETR.ANCHOR_QUERIES": True}
 DENOISING: dict[str, object] = {"MODEL.DETR.DENOISING.ENABLED": True}
 GROUPS: dict[str, object] = {"MODEL.DETR.QUERY_GROUPS": 3}
-PLAIN = {"MODEL.DETR.ANCHOR_QUERIES": False, "MODEL.DETR.DENOISING.ENABLED": False, "MODEL.DETR.QUERY_GROUPS": 1}
+PLAIN: dict[str, object] = {
+    "MODEL.DETR.ANCHOR_QUERIES": False,
+    "MODEL.DETR.DENOISING.ENABLED": False,
+    "MODEL.DETR.QUERY_GROUPS": 1,
+}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def main() -> None:
     load_oracle()  # an import, too
     before = _peak()
     batch = Batch(images, height, width)
-    step = _step(side, batch, tuple(sys.argv[6:]))
+    step = _step(side, batch, sys.argv[6:])
     with EventStorage():
         for _ in range(STEPS):
             step()
@@ -37,11 +37,11 @@ def main() -> None:
     print(json.dumps({"process": taken, "tensors": tensors}))
 
 
-def _step(side: str, batch: Batch, checkpointed: tuple[str, ...]) -> Step:
+def _step(side: str, batch: Batch, opts: list[str]) -> Step:
     if side == "original":
         model, criterion, _ = build_original("detr_R_50")
         return original_step(model, criterion, batch)
-    cfg = config("detr_R_50", "MODEL.DETR.ACTIVATION_CHECKPOINT", checkpointed)
+    cfg = config("detr_R_50", *opts)
     return our_step(build_model(cfg), cfg, batch)
 
 

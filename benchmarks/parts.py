@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import evaluation, inference, loading, panoptic, training
+from benchmarks import denoising, evaluation, inference, loading, panoptic, training
 from benchmarks.timing import Result, Settings
 
 
@@ -96,6 +96,20 @@ PARTS: dict[str, Part] = {
         "highest value after all imports. That is weights, gradients, AdamW's averages, activations and what the "
         "allocator keeps. The note has torch's exact count of what tensors alone rise by during one step.",
         training.peak_memory,
+    ),
+    "denoising-r50": Part(
+        "training step with anchors and denoising, R50, against one without",
+        Goal(0.87),
+        "The step of the row above, with 4 copies of 10 objects an image and as many negatives beside the 100 queries; "
+        "a goal of 0.87 x is a step of at most 1.15 x. Before, the object queries' outputs are compared.",
+        denoising.r50,
+    ),
+    "denoising-shapes": Part(
+        "the same of the quickstart",
+        Goal(0.87),
+        "The quickstart's model and batches of 8 images with 3.5 objects each, 16 of them a turn. It has 20 queries "
+        "and a small backbone, so that denoising queries are a larger share of its work.",
+        denoising.quickstart,
     ),
     "losses": Part(
         "matching and losses, batch 16, six layers",

@@ -7,7 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -96,9 +96,13 @@ def _trainable(model: Any) -> Any:
 
 
 def our_step(model: Any, cfg: Any, batch: Batch) -> Step:
-    """Detectron2's own loop: forward, loss, backward, clipping and AdamW, and its log of losses."""
+    return step_of_batches(model, cfg, [batch.ours])
+
+
+def step_of_batches(model: Any, cfg: Any, batches: Sequence[Any]) -> Step:
+    """Detectron2's own loop: forward, loss, backward, clipping and AdamW, and its log of losses. Batches take turns."""
     optimizer = build_optimizer(cfg, model)
-    loader = itertools.repeat(batch.ours)
+    loader = itertools.cycle(batches)
     # As our Trainer has it: the gradients of the last step go before the forward pass.
     trainer = SimpleTrainer(model.train(), loader, optimizer, zero_grad_before_forward=True)
     trainer.iter = 0
@@ -159,20 +163,22 @@ def peak_memory(settings: Settings) -> Result:
     values: dict[str, list[dict[str, float]]] = {"ours": [], "original": []}
     for _ in range(settings.repeats):
         for name, found in values.items():
-            found.append(_memory(name, settings))
+            found.append(memory_of_step(name, settings))
     samples = {name: Sample(tuple(x["process"] for x in found)) for name, found in values.items()}
     tensors = ", ".join(f"{name} {found[0]['tensors']:.0f} MiB" for name, found in values.items())
     notes = [f"peak of tensors alone that one step adds, by torch's profiler: {tensors}"]
     for parts in CHECKPOINTED:
-        taken = tuple(_memory("ours", settings, parts)["process"] for _ in range(min(settings.repeats, 3)))
+        key = ["MODEL.DETR.ACTIVATION_CHECKPOINT", str(parts)]
+        taken = tuple(memory_of_step("ours", settings, key)["process"] for _ in range(min(settings.repeats, 3)))
         share = Sample(taken).median / samples["original"].median
         notes.append(f"ours with MODEL.DETR.ACTIVATION_CHECKPOINT {parts}: {share:.2f} x original")
     return Result(samples, unit="MiB", note="; ".join(notes))
 
 
-def _memory(side: str, settings: Settings, checkpointed: tuple[str, ...] = ()) -> dict[str, float]:
+def memory_of_step(side: str, settings: Settings, opts: Sequence[str] = ()) -> dict[str, float]:
+    """See ``benchmarks.memory``; opts: config keys and values of ours."""
     numbers = map(str, (*batch_size(settings), settings.threads))
-    command = [sys.executable, "-m", "benchmarks.memory", side, *numbers, *checkpointed]
+    command = [sys.executable, "-m", "benchmarks.memory", side, *numbers, *opts]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the measurement of {side} failed: {done.stderr[-2000:]}")
