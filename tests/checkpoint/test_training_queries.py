@@ -222,9 +222,14 @@ def test_of_more_than_is_wanted_the_rest_is_kept(training, tiny_config, caplog):
 
 def test_a_folded_model_is_saved_as_a_plain_one(training, tiny_config, tmp_path):
     trained, _ = training()
+    before = raw_outputs(trained)
+    with torch.no_grad():
+        trained.training_queries.anchors.add_(1)  # as by a step after it was saved
     expected = raw_outputs(trained)
+    assert not torch.equal(expected[0], before[0])
     trained.fold_queries()
     assert trained.query_embed.weight.requires_grad
+    assert_equal(raw_outputs(trained), expected)
     DetrCheckpointer(trained, str(tmp_path)).save("folded")
     model = build_model(tiny_config())
     model.load_state_dict(torch.load(tmp_path / "folded.pth", weights_only=True)["model"])

@@ -37,7 +37,7 @@ PLAIN = dict.fromkeys((key for key, value in TRAINING_QUERIES.items() if value i
 PLAIN["MODEL.DETR.QUERY_GROUPS"] = 1
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["boxes", pytest.param("masks", marks=pytest.mark.slow), "panoptic"])
 def trained(request, shapes_root, tmp_path_factory):
     """The folder of a training of 20 steps with an evaluation in the middle and at the end; its kind and results."""
     config, settings, _ = KINDS[request.param]
@@ -127,12 +127,11 @@ def test_a_resumed_training_is_the_same_to_the_last_bit(shapes_root, run_config,
     assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
+@pytest.mark.parametrize("trained", ["boxes"], indirect=True)
 @pytest.mark.parametrize("queries", [TRAINING_QUERIES, PLAIN], ids=["from a training", "from plain"])
 def test_weights_of_one_training_start_another(queries, trained, tmp_path):
     """Of a plain model, whose checkpoint --eval-only takes with the config of a training too."""
-    folder, kind, _ = trained
-    if kind != "boxes":
-        pytest.skip("as with boxes")
+    folder, _, _ = trained
     weights = {"MODEL.WEIGHTS": folder / "model_final.pth"}
     settings = {**SETTINGS, "SOLVER.MAX_ITER": 2, "DATASETS.TEST": "()"}
     train(tmp_path / "first", {**settings, **queries, **weights})
@@ -187,22 +186,21 @@ def test_a_plain_loop(name, checkpointed, shapes_root, run_config, tmp_path):
             sum(losses.values()).backward()
             assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
             optimizer.step()
+    expected = raw_outputs(model)  # before anything else asks for its state
     torch.save(model.state_dict(), tmp_path / "state.pth")
     state = torch.load(tmp_path / "state.pth", weights_only=True)
     for key in ("query_embed.weight", "training_queries.anchors", "training_queries.label_embed.weight"):
         assert not torch.equal(state[key], before[key]), key
     plain = build_model(run_config({"MODEL.META_ARCHITECTURE": name}))
     assert plain.load_state_dict(state, strict=False).missing_keys == []
-    for x, y in zip(raw_outputs(plain), raw_outputs(model), strict=True):
+    for x, y in zip(raw_outputs(plain), expected, strict=True):
         assert torch.equal(x, y)
 
 
-def test_a_trained_model_stays_itself_when_it_is_folded(trained):
-    folder, kind, _ = trained
-    config, settings, _ = KINDS[kind]
-    model = build_model(load_config(str(config), as_opts({**SETTINGS, **settings})))
-    DetrCheckpointer(model).load(str(folder / "model_final.pth"))
-    expected = raw_outputs(model)
-    model.fold_queries()
-    for x, y in zip(raw_outputs(model), expected, strict=True):
-        assert torch.equal(x, y)
+def test_frozen_weights_without_masks_are_ignored_here_too(shapes_root, tmp_path, capsys):
+    """They freeze nothing, so that there is something to train; with masks they are refused."""
+    settings = {**SETTINGS, "SOLVER.MAX_ITER": 1, "DATASETS.TEST": "()", "MODEL.DETR.FROZEN_WEIGHTS": "gone.pth"}
+    train(tmp_path / "boxes", settings)
+    assert "MODEL.DETR.FROZEN_WEIGHTS is for masks, and MODEL.MASK_ON is False" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"DENOISING\.ENABLED and .* would train nothing, because"):
+        build_model(load_config(str(PANOPTIC), as_opts(settings)))
