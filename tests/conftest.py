@@ -40,6 +40,14 @@ TINY = {
     "MODEL.DETR.DENOISING.ENABLED": False,
 }
 
+# All that may be in a model in training alone.
+TRAINING_QUERIES = {
+    "MODEL.DETR.DENOISING.ENABLED": True,
+    "MODEL.DETR.DENOISING.COPIES": 2,
+    "MODEL.DETR.QUERY_GROUPS": 3,
+    "MODEL.DETR.ANCHOR_QUERIES": True,
+}
+
 
 def as_opts(settings: dict[str, Any]) -> list[str]:
     """KEY VALUE pairs, as on the command line."""

@@ -29,6 +29,8 @@ def enliven(model: Any) -> Any:
         if parameter.dim() == 1:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     model.query_embed.weight.normal_(0, 2, generator=generator)
+    if model.training_queries is not None and model.training_queries.anchors is not None:
+        model.training_queries.offsets.normal_(0, 2, generator=generator)
     for module in model.transformer.modules():
         if isinstance(module, nn.MultiheadAttention):
             module.in_proj_weight[: -module.embed_dim].mul_(3)  # of queries and keys: each query looks elsewhere
@@ -54,6 +56,17 @@ def _spread(layer: nn.Linear | nn.Conv2d, outputs: Tensor, std: float) -> None:
     scale = std / outputs.std(0)
     layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
     layer.bias.copy_((layer.bias - outputs.mean(0)) * scale)
+
+
+@torch.no_grad()
+def raw_outputs(model: Any) -> list[Tensor]:
+    """Logits and boxes of two images in evaluation mode, and the masks of the first one's queries if there are any."""
+    outputs = model.eval().forward_network(model.preprocess(batch([(96, 128), (60, 40)])), return_intermediate=False)
+    found = [outputs.logits, outputs.boxes]
+    if model.mask_head is not None:
+        queries = torch.arange(outputs.logits.shape[2])
+        found.append(model.mask_head(outputs.mask_features, torch.zeros_like(queries), queries))
+    return found
 
 
 def batch(sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from detr import Detr
 from detr.analysis import Part, analyze
 from detr.engine.defaults import load_config
 from detr.errors import InputError, exit_with_one_line
-from tests.conftest import QUICKSTART, ROOT, TINY, as_opts, make_input
+from tests.conftest import QUICKSTART, ROOT, TINY, TRAINING_QUERIES, as_opts, make_input
 
 CONFIGS = ROOT / "configs"
 R50 = CONFIGS / "COCO-Detection" / "detr_R_50.yaml"
@@ -149,6 +149,16 @@ def test_the_quickstart():
     assert analysis.parts["backbone stem"].trainable > 0
     # 8 x 8 positions, 2 layers of 128: four projections, two products, two layers of 512
     assert analysis.parts["encoder"].macs == 2 * (64 * 4 * 128 * 128 + 2 * 64 * 64 * 128 + 64 * 2 * 128 * 512)
+
+
+@pytest.mark.parametrize("config", ["shapes_detection", "shapes_panoptic"])
+def test_what_is_for_training_alone_is_not_analyzed(config):
+    """Neither parameters nor operations, nor the size of the checkpoint."""
+    plain, training = (
+        analyze(load_config(str(QUICKSTART.with_name(f"{config}.yaml")), as_opts({**TINY, **queries})), size=(96, 128))
+        for queries in ({}, TRAINING_QUERIES)
+    )
+    assert training == plain
 
 
 @pytest.mark.slow

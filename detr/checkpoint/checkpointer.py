@@ -18,7 +18,7 @@ from detr.checkpoint.formats import DETECTRON2
 from detr.checkpoint.hub import local_path
 from detr.checkpoint.options import split_options
 from detr.checkpoint.resume import check_resume
-from detr.checkpoint.rows import TRAINING_PREFIX, fit, fit_training_queries
+from detr.checkpoint.rows import fit, fit_training_queries, is_for_training
 from detr.checkpoint.source import NOTE, Source, read, source_of
 from detr.checkpoint.wrappers import unwrapped_names
 from detr.errors import InputError
@@ -121,12 +121,16 @@ class DetrCheckpointer(DetectionCheckpointer):
         return self._understood(source) or {**source.rest, "model": source.state}
 
     def _is_own(self, state: Mapping[str, Any]) -> bool:
-        """Whether the model has exactly these tensors; to resume from, it would have to, and the check says how not."""
+        """Whether the model has exactly these tensors, but for those for training alone.
+
+        To resume from, it would have to, and the check says how not.
+        """
         own = self.model.state_dict()
         shapes = {name: getattr(own[key], "shape", None) for key, name in unwrapped_names(own).items()}
         if self._resumes:
             return not shapes.keys().isdisjoint(state)
-        return shapes == {name: getattr(value, "shape", None) for name, value in state.items()}
+        saved = {name: getattr(value, "shape", None) for name, value in state.items()}
+        return _without_training(shapes) == _without_training(saved)
 
     def _understood(self, source: Source) -> dict[str, Any] | None:
         """The source in Detectron2's form; None where it is in no format of DETR's."""
@@ -192,7 +196,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         # Where the counters of batch norms are missing, torch sets some and reports others: they are no weights.
         # What is for training alone was reported before.
         own, missing = (
-            [key for key in keys if not key.endswith("num_batches_tracked") and not key.startswith(TRAINING_PREFIX)]
+            [key for key in keys if not key.endswith("num_batches_tracked") and not is_for_training(key)]
             for keys in (self.model.state_dict(), incompatible.missing_keys)
         )
         logger.info("loaded %d of the model's %d tensors", len(own) - len(missing), len(own))
@@ -220,6 +224,10 @@ def serve_detectron2() -> None:
         return object.__new__(DetrCheckpointer if ours else cls)
 
     DetectionCheckpointer.__new__ = choose
+
+
+def _without_training(shapes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: shape for name, shape in shapes.items() if not is_for_training(name)}
 
 
 def _unwrapped(model: Any) -> Any:

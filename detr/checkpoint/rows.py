@@ -16,7 +16,7 @@ State = dict[str, Tensor]
 
 CLASS_KEYS = ("class_embed.weight", "class_embed.bias")
 QUERY_KEY = "query_embed.weight"
-TRAINING_PREFIX = "training_queries."  # of what a training has beside a plain DETR
+TRAINING_PREFIX = "training_queries."  # of what a training has beside a plain DETR; in a DETR inside, behind its own
 THINGS, PANOPTIC = 80, 133  # classes of COCO in Detectron2's order; the things come first in both
 COCO_ROWS = {92: THINGS, 251: PANOPTIC}  # rows of a head that counts COCO's ids, and the classes that these are
 NEVER = -1e4  # a class logit that no softmax lets win; finite in half precision too
@@ -92,12 +92,16 @@ def fit(state: State, initial: Mapping[str, Tensor]) -> tuple[State, list[str]]:
     return fitted, lines
 
 
+def is_for_training(key: str) -> bool:
+    return f".{TRAINING_PREFIX}" in f".{key}"
+
+
 def fit_training_queries(state: State, own: Mapping[str, Tensor]) -> tuple[State, list[str]]:
     """``state`` with all that ``own`` has beside a plain DETR, or with nothing of it; and lines on what was left out.
 
     The object queries are in ``query_embed`` in any case, so that a model without them is the same model.
     """
-    saved, wanted = ({key for key in some if key.startswith(TRAINING_PREFIX)} for some in (state, own))
+    saved, wanted = ({key for key in some if is_for_training(key)} for some in (state, own))
     fits = wanted <= saved and all(state[key].shape == own[key].shape for key in wanted)
     left_out = saved - wanted if fits else saved
     lines = []

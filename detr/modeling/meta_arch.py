@@ -77,6 +77,7 @@ class Detr(BaseDetr):
         self.class_embed = nn.Linear(d, num_classes + 1)
         self.bbox_embed = MLP(d, d, 4, num_layers=3)
         self.training_queries = training_queries
+        self._loads_plain_weights = False
         self.register_load_state_dict_post_hook(_start_from_plain_weights)
         if self._update_query_embed():
             self.query_embed.requires_grad_(False)
@@ -204,6 +205,12 @@ class Detr(BaseDetr):
         self._update_query_embed()
         return super().state_dict(*args, **kwargs)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As of any module; notes whether these are the weights of a plain DETR."""
+        own = {f"{prefix}{name}" for name, _ in self.named_parameters() if name.startswith("training_queries.")}
+        self._loads_plain_weights = f"{prefix}query_embed.weight" in state_dict and not own <= state_dict.keys()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @torch.no_grad()
     def _update_query_embed(self) -> bool:
         """Whether there are anchors, which it is computed from."""
@@ -264,8 +271,6 @@ class Detr(BaseDetr):
 
 def _start_from_plain_weights(model: Detr, incompatible: Any) -> None:
     """After loading a plain DETR, its rows are the object queries: the offsets make up for the missing anchors."""
-    queries, missing = model.training_queries, incompatible.missing_keys
-    if queries is None or queries.anchors is None or any("query_embed." in key for key in missing):
-        return
-    if any("training_queries." in key for key in missing):
+    queries = model.training_queries
+    if model._loads_plain_weights and queries is not None and queries.anchors is not None:
         queries.start_from(model.query_embed.weight)

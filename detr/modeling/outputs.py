@@ -4,8 +4,9 @@ L  decoder layers, N images, Q object queries, K classes without no-object
 R  queries of a training step (see ``training_queries``)
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from detr.modeling.mask_head import MaskFeatures
@@ -43,4 +44,13 @@ class TrainingOutputs(Outputs):
         kept = slice(queries.num_objects // queries.groups)
         outputs = cls(logits[:, :, kept], boxes[:, :, kept], mask_features)
         outputs.all_logits, outputs.all_boxes, outputs.queries = logits, boxes, queries
+        return outputs
+
+    def _replace(self, **fields: Any) -> "TrainingOutputs":
+        """As of any named tuple; what is new of the object queries is new among all queries too."""
+        outputs = super()._replace(**fields)
+        others = slice(outputs.logits.shape[2], None)
+        outputs.all_logits = torch.cat([outputs.logits, self.all_logits[:, :, others]], dim=2)
+        outputs.all_boxes = torch.cat([outputs.boxes, self.all_boxes[:, :, others]], dim=2)
+        outputs.queries = self.queries
         return outputs

@@ -13,7 +13,7 @@ from torch import nn
 from detr.checkpoint import DetrCheckpointer
 from detr.engine.solver import build_optimizer
 from detr.errors import InputError
-from tests.conftest import make_input
+from tests.conftest import TRAINING_QUERIES, make_input
 
 INPUTS = [make_input([[10, 10, 60, 60]], [1])]
 CLASSES, QUERIES = "MODEL.DETR.NUM_CLASSES", "MODEL.DETR.NUM_OBJECT_QUERIES"
@@ -107,6 +107,9 @@ def test_other_rows_are_named_with_both_values(saved, run_config):
         ({"MODEL.DETR.PRE_NORM": True}, r"MODEL\.DETR\.PRE_NORM is True here and False"),
         ({"MODEL.DETR.POSITION_EMBEDDING": "learned"}, r"POSITION_EMBEDDING is learned here and sine"),
         ({"MODEL.MASK_ON": True}, r"MODEL\.MASK_ON is True here and False"),
+        ({"MODEL.DETR.ANCHOR_QUERIES": True}, r"MODEL\.DETR\.ANCHOR_QUERIES is True here and False"),
+        ({"MODEL.DETR.DENOISING.ENABLED": True}, r"MODEL\.DETR\.DENOISING\.ENABLED is True here and False"),
+        ({"MODEL.DETR.QUERY_GROUPS": 2}, r"MODEL\.DETR\.QUERY_GROUPS is 2 here and 1"),
         ({"MODEL.RESNETS.STEM_OUT_CHANNELS": 24}, r"MODEL\.RESNETS\.STEM_OUT_CHANNELS is 24 here and 16"),
         ({"SOLVER.OPTIMIZER": "SGD"}, r"SOLVER\.OPTIMIZER is SGD here and ADAMW"),
         ({"MODEL.BACKBONE.FREEZE_AT": 2}, r"trains \d+ parameters and this one \d+: MODEL\.BACKBONE\.FREEZE_AT was 0"),
@@ -117,6 +120,21 @@ def test_other_rows_are_named_with_both_values(saved, run_config):
 def test_another_config_is_refused(saved, run_config, settings, message):
     saved()
     refused(Loop(run_config(settings)), message)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("MODEL.DETR.ANCHOR_QUERIES", False), ("MODEL.DETR.DENOISING.ENABLED", False), ("MODEL.DETR.QUERY_GROUPS", 1),
+     ("MODEL.DETR.QUERY_GROUPS", 2)],
+)  # fmt: skip
+def test_other_queries_of_a_training_are_named(key, value, saved, run_config):
+    """One of them changed, the others alike."""
+    saved(TRAINING_QUERIES)
+    settings = {**TRAINING_QUERIES, key: value}
+    message = refused(Loop(run_config(settings)), rf"{key} is {value} here and {TRAINING_QUERIES[key]} in the checkp")
+    assert message.count(" here and ") == 1
+    Loop(run_config(TRAINING_QUERIES)).resume()
+    Loop(run_config({**TRAINING_QUERIES, "MODEL.DETR.DENOISING.COPIES": 1})).resume()  # no tensor shows it
 
 
 def test_a_frozen_box_model_is_named(saved, run_config):

@@ -46,6 +46,11 @@ def inside(state, *parts):
     return state
 
 
+# What is left out of the checkpoint of a training with queries of its own.
+OF_A_TRAINING = {
+    "training_queries.anchors": torch.ones(20, 4),
+    "training_queries.label_embed.weight": torch.ones(80, 64),
+}
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
 WRAPPED = {
     "compiled": lambda state: {"model": below("_orig_mod.", state)},
@@ -69,7 +74,7 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-@pytest.mark.parametrize("kind", ["original", "transformers", "detectron2", "wrapper"])
+@pytest.mark.parametrize("kind", ["original", "transformers", "detectron2", "wrapper", "training"])
 def test_weights_are_found_in_every_format(name, kind, original):
     ours = to_detectron2(original).state
     state = {
@@ -77,6 +82,7 @@ def test_weights_are_found_in_every_format(name, kind, original):
         "transformers": from_detectron2(ours, formats.TRANSFORMERS_RESNET).state,
         "detectron2": ours,
         "wrapper": {key: value for key, value in as_wrapper(original).items() if not key.startswith("criterion.")},
+        "training": ours | OF_A_TRAINING,
     }[kind]
     source = source_of("weights.pth", WRAPPED[name](state))
     found = source.to_detectron2().state

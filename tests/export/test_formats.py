@@ -20,7 +20,7 @@ from detr.export.networks import parts
 from detr.export.runtimes import FORMATS
 from detr.modeling.mask_head import ROWS_AT_ONCE
 from detr.modeling.postprocessing import PanopticSettings
-from tests.conftest import QUICKSTART, ROOT, as_opts, make_input
+from tests.conftest import QUICKSTART, ROOT, TRAINING_QUERIES, as_opts, make_input
 from tests.export.conftest import PANOPTIC, SETTINGS, run, save_lively
 from tests.lively import assert_same, batch
 
@@ -188,3 +188,21 @@ def test_the_axes_of_a_graph_are_those_that_vary(panoptic):
     assert network.outputs == ["logits", "boxes", "attention", "first", "coarse", "middle", "fine"]
     assert decoder.axes["attention"] == {0: "rows", 2: "height", 3: "width"}
     assert len(decoder.example) == len(decoder.axes) == 5
+
+
+@pytest.mark.parametrize("queries", [{}, TRAINING_QUERIES], ids=["plain config", "training config"])
+@pytest.mark.parametrize("format", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_training_is_exported_as_the_plain_model(format, queries, tmp_path):
+    """Whichever config names its checkpoint; of what is for training alone the graph has nothing."""
+    (*_, weights), trained = save_lively(PANOPTIC, tmp_path, {**SETTINGS, **TRAINING_QUERIES})
+    opts = as_opts({**SETTINGS, **queries, "MODEL.WEIGHTS": weights})
+    run(PANOPTIC, format, tmp_path / "exported", opts)
+    model = load(str(tmp_path / "exported"), "cpu")
+    assert sum(assert_same(model, trained, sizes) for sizes in BATCHES) > 5
+    if format == "torchscript":
+        graph = torch.jit.load(tmp_path / "exported" / "network.pt").graph
+        constants = [node for node in graph.findAllNodes("prim::Constant") if node.hasAttribute("value")]
+        tensors = [node.t("value") for node in constants if node.kindOf("value") == "t"]
+        shapes = {tuple(tensor.shape) for tensor in tensors}
+        assert tuple(trained.training_queries.box_embed.layers[0].weight.shape) not in shapes
+        assert any(torch.equal(tensor, trained.object_queries()) for tensor in tensors)

@@ -54,8 +54,11 @@ def make_pair(name: str, **options: Any) -> Pair:
 
 
 def converted(original: nn.Module, cfg: CfgNode) -> Detr:
-    model = build_model(cfg)
-    model.load_state_dict(to_detectron2(original_checkpoint(original)["model"]).state)
+    """In the original's precision. What is for training alone, the original does not have."""
+    model = build_model(cfg).to(next(original.parameters()).dtype)
+    found = model.load_state_dict(to_detectron2(original_checkpoint(original)["model"]).state, strict=False)
+    assert not found.unexpected_keys
+    assert all(key.startswith("training_queries.") for key in found.missing_keys)
     return model.eval()
 
 

@@ -8,6 +8,7 @@ from detectron2.structures import ImageList
 
 from detr.checkpoint.formats import to_detectron2
 from detr.modeling.backbone import padding_mask
+from tests.conftest import TRAINING_QUERIES, as_opts
 from tests.parity.oracle import build_original, load_oracle, run_original
 from tests.parity.pairs import (
     MODELS,
@@ -63,6 +64,22 @@ def test_outputs_of_the_variants(options):
         expected_logits, expected_boxes = return_intermediate(run_original(pair.original, images))
     torch.testing.assert_close(logits, expected_logits, atol=1e-9, rtol=0)
     torch.testing.assert_close(boxes, expected_boxes, atol=1e-9, rtol=0)
+
+
+def test_outputs_with_queries_for_training_alone():
+    """They start from the original's queries, and leave them where they are: before and after folding."""
+    original = make_pair("detr_R_50").original
+    ours = converted(original, config("detr_R_50", *as_opts(TRAINING_QUERIES)))
+    images = image_batch(PADDED)
+    with torch.no_grad():
+        expected_logits, expected_boxes = return_intermediate(run_original(original, images))
+        for fold in (False, True):
+            if fold:
+                ours.fold_queries()
+            assert (ours.training_queries is None) == fold
+            logits, boxes = run_ours(ours, images)
+            torch.testing.assert_close(logits, expected_logits, atol=1e-9, rtol=0)
+            torch.testing.assert_close(boxes, expected_boxes, atol=1e-9, rtol=0)
 
 
 @pytest.mark.slow
