@@ -159,7 +159,7 @@ def check_model_keys(cfg: CN) -> None:
         raise InputError(
             f"MODEL.DETR.ACTIVATION_CHECKPOINT has {sorted(unknown)}: it takes any of {', '.join(CHECKPOINTED)}"
         )
-    _check_training_queries(keys)
+    _check_training_queries(keys, masks=cfg.MODEL.MASK_ON)
     if not cfg.MODEL.MASK_ON:
         for key, value in (("PANOPTIC.ENABLED", keys.PANOPTIC.ENABLED), ("FREEZE_DETR", keys.FREEZE_DETR)):
             if value:
@@ -167,7 +167,7 @@ def check_model_keys(cfg: CN) -> None:
     _check_width(keys, masks=cfg.MODEL.MASK_ON)
 
 
-def _check_training_queries(keys: CN) -> None:
+def _check_training_queries(keys: CN, masks: bool) -> None:
     noise = keys.DENOISING
     for key, value, least in (("DENOISING.COPIES", noise.COPIES, 1), ("QUERY_GROUPS", keys.QUERY_GROUPS, 1)):
         if value < least:
@@ -177,7 +177,7 @@ def _check_training_queries(keys: CN) -> None:
             raise InputError(f"MODEL.DETR.DENOISING.{key} is {value}: it must be from 0 to 1")
     used = {"DENOISING.ENABLED": noise.ENABLED, "ANCHOR_QUERIES": keys.ANCHOR_QUERIES}
     used["QUERY_GROUPS"] = keys.QUERY_GROUPS > 1
-    if (keys.FREEZE_DETR or keys.FROZEN_WEIGHTS) and any(used.values()):
+    if masks and (keys.FREEZE_DETR or keys.FROZEN_WEIGHTS) and any(used.values()):  # without masks nothing is frozen
         names = " and ".join(f"MODEL.DETR.{name}" for name, value in used.items() if value)
         raise InputError(
             f"{names} would train nothing, because MODEL.DETR.FREEZE_DETR or FROZEN_WEIGHTS freezes the box model: "
