@@ -93,7 +93,7 @@ class TrainingQueries(nn.Module):
             return self.box_embed(features.flatten(-2))  # type: ignore[no-any-return]
 
     def _mask(self, noised: NoisedObjects | None, device: torch.device) -> Tensor | None:
-        """Groups do not see each other, and nobody sees padding, which sees itself alone."""
+        """Groups do not see each other, and padding is seen by itself alone, since no row may be without any."""
         group = torch.arange(self.groups, device=device).repeat_interleave(self.num_queries)
         if noised is not None:
             group = torch.cat([group, self.groups + noised.copy])
