@@ -78,6 +78,13 @@ def test_an_evaluation_in_training_computes_what_the_plain_model_computes(tiny_c
     assert step(model.train(), inputs)[0] == step(plain.train(), inputs)[0]  # it trains on as the plain model does
 
 
+def test_folding_thaws_nothing_that_was_frozen(tiny_config):
+    _, model = build_pair(tiny_config, PARTS["groups"])
+    model.query_embed.requires_grad_(False)
+    model.fold_queries()
+    assert not model.query_embed.weight.requires_grad
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_evaluations_leave_the_training_as_it_is(tiny_config, part):
     """As do saving and copying the model."""
@@ -98,16 +105,16 @@ def test_evaluations_leave_the_training_as_it_is(tiny_config, part):
 def test_plain_weights_start_a_training(tiny_config, part):
     """Evaluation and the object queries in training are those of the plain model, released weights included."""
     plain, _ = build_pair(tiny_config, PARTS[part])
-    fresh = build_model(tiny_config(PARTS[part]))
-    assert not torch.equal(fresh.object_queries(), plain.object_queries())
-    missing, unexpected = fresh.load_state_dict(plain.state_dict(), strict=False)
+    model = copy.deepcopy(trained(tiny_config, PARTS[part]))  # nothing of what it was may be left
+    assert not torch.equal(model.object_queries(), plain.object_queries())
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
     assert all(name.startswith(TRAINING_PREFIX) for name in missing)
     assert not unexpected
     with torch.no_grad():
-        torch.testing.assert_close(fresh.object_queries(), plain.object_queries(), rtol=0, atol=1e-5)
-        expected, found = (training_outputs(x.train(), make_batch()) for x in (plain, fresh))
+        torch.testing.assert_close(model.object_queries(), plain.object_queries(), rtol=0, atol=1e-5)
+        expected, found = (training_outputs(x.train(), make_batch()) for x in (plain, model))
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
-    for ours, theirs in zip(predictions(fresh)[:2], predictions(plain)[:2], strict=True):
+    for ours, theirs in zip(predictions(model)[:2], predictions(plain)[:2], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
