@@ -13,6 +13,7 @@ PLAIN_TORCH = {"transformer.py", "position_encoding.py", "mask_head.py", "matche
 MAY_SEE_CFG = {
     "config_node.py",
     "modeling/backbone.py",
+    "modeling/parts.py",  # the inside of Detr.from_config
     "modeling/small_resnet.py",
     "model_zoo.py",
     "analysis.py",
