@@ -177,7 +177,7 @@ def _check_training_queries(keys: CN, masks: bool) -> None:
             raise InputError(f"MODEL.DETR.DENOISING.{key} is {value}: it must be from 0 to 1")
     used = {"DENOISING.ENABLED": noise.ENABLED, "ANCHOR_QUERIES": keys.ANCHOR_QUERIES}
     used["QUERY_GROUPS"] = keys.QUERY_GROUPS > 1
-    if masks and (keys.FREEZE_DETR or keys.FROZEN_WEIGHTS) and any(used.values()):
+    if masks and (keys.FREEZE_DETR or keys.FROZEN_WEIGHTS) and any(used.values()):  # without masks nothing is frozen
         names = " and ".join(f"MODEL.DETR.{name}" for name, value in used.items() if value)
         raise InputError(
             f"{names} would train nothing, because MODEL.DETR.FREEZE_DETR or FROZEN_WEIGHTS freezes the box model: "

@@ -93,7 +93,7 @@ class TrainingQueries(nn.Module):
             return self.box_embed(features.flatten(-2))  # type: ignore[no-any-return]
 
     def _mask(self, noised: NoisedObjects | None, device: torch.device) -> Tensor | None:
-        """Groups do not see each other, and nobody sees padding but itself."""
+        """Groups do not see each other; padding is seen by itself alone, since no row may be without any."""
         if noised is None and self.groups == 1:
             return None
         group = torch.arange(self.groups, device=device).repeat_interleave(self.num_queries)[None]  # (1, G Q)

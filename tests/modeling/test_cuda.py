@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from detr.engine.solver import build_optimizer
 from tests.conftest import QUICKSTART, ROOT, TINY, make_input, with_masks
 from tests.engine.test_training import TRAINING, iterations, train
-from tests.lively import assert_same, build_lively, enliven
+from tests.lively import assert_same, build_lively
+from tests.modeling.training_parts import NO_NOISE, PARTS, build_pair
 
 PANOPTIC = ROOT / "configs" / "quickstart" / "shapes_panoptic.yaml"
 BOXES = [[10.0, 12.0, 50.0, 60.0], [60.0, 20.0, 100.0, 80.0]]
@@ -25,6 +25,8 @@ MODELS = {
     "boxes": {},
     "masks": {"MODEL.MASK_ON": True},
     "masks, frozen norms": {"MODEL.MASK_ON": True, "MODEL.RESNETS.NORM": "FrozenBN"},
+    # Each device draws other random numbers.
+    **{f"masks and {part}": {"MODEL.MASK_ON": True, **settings, **NO_NOISE} for part, settings in PARTS.items()},
 }
 SCALE = 8.0  # of the loss in half precision
 WAIT = "called a synchronizing CUDA operation"  # torch's words
@@ -68,9 +70,8 @@ def counted_waits() -> Iterator[list[str]]:
 
 def training(tiny_config, name, objects=(2, 1)):
     """A model in training on the GPU, its optimizer, and a batch. Lively, so that rounding changes no match."""
-    torch.manual_seed(0)
     cfg = tiny_config(MODELS[name])
-    model = enliven(build_model(cfg)).to("cuda").train()
+    model = build_pair(tiny_config, MODELS[name])[1].to("cuda")
     batch = [
         with_masks(make_input(BOXES[:count], [1, 3][:count], size, seed))
         for seed, (count, size) in enumerate(zip(objects, SIZES, strict=True))
@@ -111,8 +112,10 @@ def test_losses_and_gradients_equal_the_cpus(tiny_config, name, objects):
         torch.testing.assert_close(loss.cpu(), expected[key], rtol=1e-3, atol=1e-4, msg=key)
     for of_model in (losses, expected):
         sum(of_model.values()).backward()
-    largest = max(p.grad.abs().max() for p in reference.parameters())
+    largest = max(p.grad.abs().max() for p in reference.parameters() if p.requires_grad)
     for (key, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        if not theirs.requires_grad:
+            continue
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=0.02, atol=float(1e-3 * largest), msg=key)
 
 
@@ -125,7 +128,8 @@ def test_everything_but_matching_and_metrics_runs_without_waiting(tiny_config, n
     with no_waits():
         images = model.preprocess(batch)
         targets = model.targets(batch, tuple(images.tensor.shape[-2:]))
-        outputs = model.forward_network(images, return_intermediate=True)
+        more = [] if model.training_queries is None else [model.training_queries(model.query_embed.weight, targets)]
+        outputs = model.forward_network(images, True, *more)
     matches = model.criterion.matcher(outputs.logits, outputs.boxes, targets)
     with no_waits():
         losses = {"loss_ce": model.criterion.classification_loss(outputs.logits, targets, matches)}
@@ -134,6 +138,9 @@ def test_everything_but_matching_and_metrics_runs_without_waiting(tiny_config, n
             last = matches.of_last_layer(len(outputs.logits))
             masks = model.mask_head(outputs.mask_features, last.image, last.query)
             losses |= model.criterion.mask_losses(masks, targets, last)
+        if more and more[0].noised is not None:
+            of_noised = (x[:, :, more[0].num_objects :] for x in (outputs.all_logits, outputs.all_boxes))
+            losses |= model.criterion.denoising_losses(*of_noised, targets, more[0].noised)
         torch.stack([loss.sum() for loss in losses.values()]).sum().backward()
         optimizer.step()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)

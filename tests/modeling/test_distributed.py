@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.engine import create_ddp_model
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -12,7 +13,9 @@ from detectron2.utils.events import EventStorage
 from detr.engine.defaults import load_config
 from detr.engine.solver import build_optimizer
 from detr.modeling.matcher import Targets
+from detr.modeling.outputs import TrainingOutputs
 from tests.conftest import QUICKSTART, TINY, as_opts, make_input, with_masks
+from tests.modeling.training_parts import NO_NOISE, PARTS
 
 BOXES = [[10.0, 12.0, 50.0, 60.0], [60.0, 20.0, 100.0, 80.0], [5.0, 30.0, 120.0, 90.0]]
 LABELS = [1, 3, 0]
@@ -24,6 +27,11 @@ MODELS = {
     "masks": MASKS,
     "masks on a frozen box model": {**MASKS, "MODEL.DETR.FREEZE_DETR": True},
     "masks, recomputed": {**MASKS, "MODEL.DETR.ACTIVATION_CHECKPOINT": ("backbone", "transformer", "mask_head")},
+    # Noise would differ between the ranks and the one process, and the number of copies depends on the other images.
+    **{
+        f"masks and {part}": {**MASKS, **settings, **NO_NOISE, "MODEL.DETR.DENOISING.COPIES": 1}
+        for part, settings in PARTS.items()
+    },
 }
 OBJECTS = [(3, 1), (0, 2), (0, 0)]  # of the two images
 CASES = [(model, objects) for model in MODELS for objects in OBJECTS]
@@ -79,18 +87,34 @@ def losses_of_one_process(model, objects):
     """Those of the batch of both images, except that a rank's ``loss_ce`` is a weighted mean over its own queries."""
     batch = [image_of(rank, count) for rank, count in enumerate(objects)]
     images = model.preprocess(batch)
-    outputs = model.forward_network(images, return_intermediate=not model.freeze_detr)
     targets = model.targets(batch, tuple(images.tensor.shape[-2:]))
+    more = [] if model.training_queries is None else [model.training_queries(model.query_embed.weight, targets)]
+    outputs = model.forward_network(images, not model.freeze_detr, *more)
     losses = model.losses(outputs, targets)
-    per_rank = []
-    for rank, (labels, boxes) in enumerate(
-        zip(targets.labels.split(targets.sizes), targets.boxes.split(targets.sizes), strict=True)
-    ):
-        logits, of_rank = outputs.logits[:, rank : rank + 1], Targets(labels, boxes, [len(labels)])
-        matches = model.criterion.matcher(logits, outputs.boxes[:, rank : rank + 1], of_rank)
-        per_rank.append(model.criterion.classification_loss(logits, of_rank, matches))
+    per_rank = [classification_of_rank(model.criterion, outputs, targets, rank) for rank in range(2)]
     others = [value for name, value in losses.items() if not name.startswith("loss_ce")]
-    return sum(others) + torch.stack(per_rank).mean(0).sum()
+    return sum(others) + torch.stack(per_rank).mean()
+
+
+def classification_of_rank(criterion, outputs, targets, rank):
+    """The sum of all layers' ``loss_ce`` and ``loss_ce_dn``."""
+    labels, boxes = (x.split(targets.sizes)[rank] for x in (targets.labels, targets.boxes))
+    of_rank, groups, noised = Targets(labels, boxes, [len(labels)]), 1, None
+    all_logits, all_boxes = outputs.logits, outputs.boxes
+    if isinstance(outputs, TrainingOutputs):
+        all_logits, all_boxes = outputs.all_logits, outputs.all_boxes
+        groups, noised = outputs.queries.groups, outputs.queries.noised
+    queries = groups * outputs.logits.shape[2]
+    logits = all_logits[:, rank : rank + 1]
+    losses, _ = criterion(logits[:, :, :queries], all_boxes[:, rank : rank + 1, :queries], of_rank, groups)
+    total = sum(value for name, value in losses.items() if name.startswith("loss_ce"))
+    if noised is None or not len(labels):
+        return total
+    answers = torch.full_like(noised.image, criterion.num_classes)
+    answers[noised.positive] = targets.labels[noised.target]
+    here = noised.image == rank
+    rows = logits[:, 0, queries:][:, noised.query[here]]
+    return total + sum(F.cross_entropy(x, answers[here], criterion.class_weight) for x in rows)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from detectron2.structures import BitMasks
 
 from detr.errors import InputError
 from tests.conftest import make_input
+from tests.modeling import training_parts
 
 BOXES = [[10.0, 12.0, 50.0, 60.0], [60.0, 20.0, 100.0, 80.0]]
 MASKS_ON_RESNET50 = {
@@ -22,6 +23,7 @@ MASKS_ON_RESNET50 = {
     "MODEL.DETR.DROPOUT": 0.2,
 }
 PARTS = ("backbone", "transformer", "mask_head")
+TRAINING = training_parts.PARTS["all"]
 
 
 def build(tiny_config, **settings):
@@ -55,11 +57,13 @@ def step(model):
     return {name: x.detach() for name, x in losses.items()}, gradients, sum(kept.values())
 
 
+@pytest.mark.parametrize("training", [{}, TRAINING], ids=["plain", "with training queries"])
 @pytest.mark.parametrize("parts", [*((part,) for part in PARTS), PARTS], ids=str)
-def test_activation_checkpointing_gives_the_same_step_with_less_memory(tiny_config, parts):
+def test_activation_checkpointing_gives_the_same_step_with_less_memory(tiny_config, parts, training):
     """Dropout too falls where it fell the first time."""
-    losses, gradients, kept = step(build(tiny_config).train())
-    found, found_gradients, found_kept = step(build(tiny_config, **{"MODEL.DETR.ACTIVATION_CHECKPOINT": parts}).train())
+    losses, gradients, kept = step(build(tiny_config, **training).train())
+    checkpointed = build(tiny_config, **training, **{"MODEL.DETR.ACTIVATION_CHECKPOINT": parts}).train()
+    found, found_gradients, found_kept = step(checkpointed)
     assert found == losses
     assert found_gradients.keys() == gradients.keys()
     for name, gradient in gradients.items():
@@ -103,3 +107,23 @@ def test_bfloat16_is_for_inference_alone_and_spares_the_heads(tiny_config):
     of_plain = plain.train()(batch())
     torch.manual_seed(4)
     assert model.train()(batch()) == of_plain
+
+
+@pytest.mark.parametrize("part", training_parts.PARTS)
+def test_training_queries_in_mixed_precision(tiny_config, part):
+    """The networks run in half precision, losses and embedded boxes do not."""
+    _, model = training_parts.build_pair(tiny_config, {**training_parts.PARTS[part], "MODEL.MASK_ON": True})
+    batches = [training_parts.make_batch(objects, masks=True) for objects in training_parts.OBJECTS]
+    dtypes = []
+    if model.training_queries.denoising is not None or model.training_queries.anchors is not None:
+        model.training_queries.box_embed.register_forward_hook(lambda *a: dtypes.append(a[2].dtype))
+    for inputs in batches:
+        expected, _ = training_parts.step(model, inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses, gradients = training_parts.step(model, inputs)
+        assert losses.keys() == expected.keys()
+        assert {loss.dtype for loss in losses.values()} == {torch.float32}
+        torch.testing.assert_close(sum(losses.values()), sum(expected.values()), rtol=0.05, atol=0)
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+        assert gradients.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert set(dtypes) <= {torch.float32}

@@ -108,6 +108,8 @@ def test_a_label_outside_the_classes_names_the_image(tiny_config, label):
 
 
 MASKS = {"MODEL.MASK_ON": True}
+FROZEN = {"MODEL.DETR.FREEZE_DETR": True}
+ODD_WIDTH = {"MODEL.DETR.HIDDEN_DIM": 34, "MODEL.DETR.NHEADS": 2, "MODEL.DETR.POSITION_EMBEDDING": "learned"}
 
 
 @pytest.mark.parametrize(
@@ -139,9 +141,27 @@ MASKS = {"MODEL.MASK_ON": True}
             {**MASKS, "MODEL.DETR.PANOPTIC.ENABLED": True, "MODEL.DETR.NUM_CLASSES": 9},
             "has metadata of 9 classes, things and stuff",
         ),
+        ({"MODEL.DETR.DENOISING.COPIES": 0}, "MODEL.DETR.DENOISING.COPIES is 0: it must be at least 1"),
+        ({"MODEL.DETR.QUERY_GROUPS": 0}, "MODEL.DETR.QUERY_GROUPS is 0: it must be at least 1"),
+        ({"MODEL.DETR.DENOISING.BOX_NOISE": 1.5}, "MODEL.DETR.DENOISING.BOX_NOISE is 1.5: it must be from 0 to 1"),
+        ({"MODEL.DETR.DENOISING.LABEL_NOISE": -0.1}, "DENOISING.LABEL_NOISE is -0.1: it must be from 0 to 1"),
+        ({**MASKS, **FROZEN, "MODEL.DETR.QUERY_GROUPS": 2}, "MODEL.DETR.QUERY_GROUPS would train nothing"),
+        ({**MASKS, **FROZEN, "MODEL.DETR.ANCHOR_QUERIES": True}, "MODEL.DETR.ANCHOR_QUERIES would train nothing"),
+        (
+            {**MASKS, "MODEL.DETR.FROZEN_WEIGHTS": "boxes.pth", "MODEL.DETR.DENOISING.ENABLED": True},
+            "MODEL.DETR.DENOISING.ENABLED would train nothing, because MODEL.DETR.FREEZE_DETR or FROZEN_WEIGHTS",
+        ),
+        ({**ODD_WIDTH, "MODEL.DETR.ANCHOR_QUERIES": True}, "HIDDEN_DIM 34 is not divisible by 4: an embedded box"),
+        ({**ODD_WIDTH, "MODEL.DETR.DENOISING.ENABLED": True}, "HIDDEN_DIM 34 is not divisible by 4: an embedded box"),
     ],
     ids=str,
 )
 def test_bad_config_values_are_reported(tiny_config, settings, message):
     with pytest.raises(InputError, match=re.escape(message)):
         build(tiny_config, settings)
+
+
+def test_frozen_weights_without_masks_freeze_nothing(tiny_config):
+    """The trainer goes on without them: what is for training alone is then as good as without the key."""
+    model = build(tiny_config, {"MODEL.DETR.FROZEN_WEIGHTS": "boxes.pth", "MODEL.DETR.QUERY_GROUPS": 2})
+    assert all(p.requires_grad for p in model.parameters())
