@@ -35,7 +35,10 @@ def main() -> int:
         print(f"{'growth':14} how cost grows: {', '.join(TOPICS)}")
         print(f"{'learning':14} AP against training steps: {', '.join(learning.RECIPES)}; by itself, about 1.5 hours")
         return 0
-    if unknown := set(options.parts) - PARTS.keys() - ({"learning"} if len(options.parts) == 1 else set()):
+    if "learning" in options.parts and len(options.parts) > 1:
+        print("learning takes hours and has a run of its own: name it alone", file=sys.stderr)
+        return 2
+    if unknown := set(options.parts) - PARTS.keys() - {"learning"}:
         print(f"unknown parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}", file=sys.stderr)
         return 2
     if options.repeats < MIN_REPEATS and not options.smoke:

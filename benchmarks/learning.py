@@ -23,7 +23,7 @@ CONFIG = FOLDER.parent / "configs" / "quickstart" / "shapes_detection.yaml"
 SEEDS = (1, 2, 3)
 TARGETS = (60.0, 65.0)  # AP, whose steps are reported
 STEPS = (1000, 2000, 3000)  # whose AP is reported
-AXES = (("step", "seconds"), (1, 60), ("steps", "minutes of one core"))
+AXES = (("step", 1, "steps"), ("seconds", 60, "minutes of one core"))  # key of a point, unit, label
 ANCHORS: dict[str, object] = {"MODEL.DETR.ANCHOR_QUERIES": True}
 DENOISING: dict[str, object] = {"MODEL.DETR.DENOISING.ENABLED": True}
 GROUPS: dict[str, object] = {"MODEL.DETR.QUERY_GROUPS": 3}
@@ -62,6 +62,8 @@ def measure(where: Mapping[str, Any], jobs: int, smoke: bool) -> None:
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(_in_process, name, seed, smoke): (name, seed) for name, seed in runs}
         for future in concurrent.futures.as_completed(futures):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
             name, seed = futures[future]
             curve = future.result()
             found.setdefault(name, {})[str(seed)] = curve
@@ -201,7 +203,7 @@ def draw(recipes: Mapping[str, Mapping[str, list[Point]]], path: Path) -> None:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
-    for axis, unit, scale, label in zip(panels, *AXES, strict=True):
+    for axis, (unit, scale, label) in zip(panels, AXES, strict=True):
         for name, curves in recipes.items():
             runs = list(curves.values())
             x = [statistics.median(p[unit] for p in points) / scale for points in zip(*runs, strict=True)]

@@ -71,10 +71,10 @@ def add_detr_config(cfg: CN) -> None:
     # Denoising queries: the true boxes with noise, which the decoder learns to correct (DN-DETR, arXiv 2203.01305).
     cfg.MODEL.DETR.DENOISING = CN()
     cfg.MODEL.DETR.DENOISING.ENABLED = False
-    cfg.MODEL.DETR.DENOISING.COPIES = 4  # of an image's objects; fewer where these would be more than 2 N
+    cfg.MODEL.DETR.DENOISING.COPIES = 4  # of an image's objects; fewer where it has more than the batch's mean
     cfg.MODEL.DETR.DENOISING.BOX_NOISE = 0.4  # change of center and extent at most, as a share of the box's extent
-    cfg.MODEL.DETR.DENOISING.LABEL_NOISE = 0.2  # odds of another label
-    cfg.MODEL.DETR.DENOISING.NEGATIVES = True  # with more noise, which must say no-object (DINO, arXiv 2203.03605)
+    cfg.MODEL.DETR.DENOISING.LABEL_NOISE = 0.2  # odds of a random label
+    cfg.MODEL.DETR.DENOISING.NEGATIVES = True  # with up to twice the noise, to be no-object (DINO, arXiv 2203.03605)
     cfg.MODEL.DETR.QUERY_GROUPS = 1  # groups of N queries, of which the first is kept (Group DETR, arXiv 2207.13085)
     cfg.MODEL.DETR.ANCHOR_QUERIES = False  # queries are embedded boxes, which are learned (DAB-DETR, arXiv 2201.12329)
 
@@ -169,12 +169,17 @@ def check_model_keys(cfg: CN) -> None:
 
 def _check_training_queries(keys: CN, masks: bool) -> None:
     noise = keys.DENOISING
-    for key, value, least in (("DENOISING.COPIES", noise.COPIES, 1), ("QUERY_GROUPS", keys.QUERY_GROUPS, 1)):
-        if value < least:
-            raise InputError(f"MODEL.DETR.{key} is {value}: it must be at least {least}")
+    for key, value in (("DENOISING.COPIES", noise.COPIES), ("QUERY_GROUPS", keys.QUERY_GROUPS)):
+        if value < 1:
+            raise InputError(f"MODEL.DETR.{key} is {value}: it must be at least 1")
     for key, value in (("BOX_NOISE", noise.BOX_NOISE), ("LABEL_NOISE", noise.LABEL_NOISE)):
         if not 0 <= value <= 1:
             raise InputError(f"MODEL.DETR.DENOISING.{key} is {value}: it must be from 0 to 1")
+    if noise.ENABLED and noise.NEGATIVES and not noise.BOX_NOISE:
+        raise InputError(
+            "MODEL.DETR.DENOISING.BOX_NOISE is 0, so that a negative would be the same query as its positive, with the "
+            "opposite answer: set it above 0, or MODEL.DETR.DENOISING.NEGATIVES False"
+        )
     used = {"DENOISING.ENABLED": noise.ENABLED, "ANCHOR_QUERIES": keys.ANCHOR_QUERIES}
     used["QUERY_GROUPS"] = keys.QUERY_GROUPS > 1
     if masks and (keys.FREEZE_DETR or keys.FROZEN_WEIGHTS) and any(used.values()):  # without masks nothing is frozen
@@ -187,11 +192,11 @@ def _check_training_queries(keys: CN, masks: bool) -> None:
 
 def _check_width(keys: CN, masks: bool) -> None:
     d, heads, positions = keys.HIDDEN_DIM, keys.NHEADS, keys.POSITION_EMBEDDING
+    embeds_boxes = keys.ANCHOR_QUERIES or keys.DENOISING.ENABLED
     for divisor, name, reason, applies in (
         (heads, f"MODEL.DETR.NHEADS {heads}", "every head takes an equal share of it", True),
         (4, "4", "the sine position encoding gives half of it to each image axis", positions == "sine"),
-        (4, "4", "an embedded box gives each of its numbers sines and cosines", keys.ANCHOR_QUERIES),
-        (4, "4", "an embedded box gives each of its numbers sines and cosines", keys.DENOISING.ENABLED),
+        (4, "4", "an embedded box has sines and cosines of each of its numbers", embeds_boxes),
         (2, "2", "the learned position encoding gives half of it to each image axis", positions == "learned"),
         (16, "16", "the mask head halves it four times", masks),
     ):

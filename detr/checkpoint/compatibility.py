@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from detr.checkpoint.architecture import config_values, missing_keys
+from detr.checkpoint.rows import TRAINING_PREFIX
 from detr.errors import InputError
 
 _DECODER = "transformer.decoder.norm.weight"
@@ -54,6 +55,8 @@ def check_weights_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *,
 def _check_parts(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     totals, held = Counter(map(_filled_part, own)), Counter(_filled_part(key) for key in state if key in own)
     for part, total in totals.items():
+        if part == TRAINING_PREFIX.rstrip("."):
+            continue  # any share of it will do
         others = [key for key in state if key not in own and _filled_part(key) == part]
         is_renamed = not held[part] and part.startswith("transformer.") and _are_renamed(part, others, state, own)
         if (held[part] and held[part] * 2 < total) or is_renamed:

@@ -97,19 +97,23 @@ def is_for_training(key: str) -> bool:
 
 
 def fit_training_queries(state: State, own: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """``state`` with all that ``own`` has beside a plain DETR, or with nothing of it; and lines on what was left out.
+    """``state`` with what fits ``own`` of that which a training has beside a plain DETR; and lines on the rest.
 
-    The object queries are in ``query_embed`` in any case, so that a model without them is the same model.
+    The object queries are in ``query_embed`` in any case, so that a model without the rest is the same model. Anchors,
+    their offsets and the perceptron that embeds boxes belong together.
     """
     saved, wanted = ({key for key in some if is_for_training(key)} for some in (state, own))
-    fits = wanted <= saved and all(state[key].shape == own[key].shape for key in wanted)
-    left_out = saved - wanted if fits else saved
+    fits = {key for key in saved & wanted if state[key].shape == own[key].shape}
+    together = {key for key in wanted if not key.endswith(("label_embed.weight", "more_queries"))}
+    if not together <= fits:
+        fits -= together
     lines = []
-    if left_out:
-        reason = "is for training alone" if not wanted else "is of another kind or size than here"
-        lines.append(f"left out: what {reason} ({len(left_out)} tensors like {min(left_out)})")
-    if wanted and not fits:
-        lines.append(
-            f"{len(wanted)} tensors for training alone start anew; the object queries are those of the weights"
-        )
+    if left_out := saved - fits:
+        lines.append(f"left out, for training alone and not of use here: {_listed(left_out)}")
+    if missing := wanted - fits:
+        lines.append(f"re-initialized, for training alone: {_listed(missing)}; the object queries are the weights'")
     return {key: value for key, value in state.items() if key not in left_out}, lines
+
+
+def _listed(keys: set[str]) -> str:
+    return min(keys) if len(keys) == 1 else f"{len(keys)} tensors like {min(keys)}"

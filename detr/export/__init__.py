@@ -133,7 +133,9 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
             "prepares images and postprocesses as Detr",
             file=sys.stderr,
         )
-    model.fold_queries()
+    if model.training_queries is not None:
+        print("left out: what the model has for training alone (training_queries)", file=sys.stderr)
+        model.fold_queries()
     return model.eval().requires_grad_(False)
 
 

@@ -17,6 +17,7 @@ from detr.modeling.denoising import NoisedObjects
 from detr.modeling.matcher import HungarianMatcher, Matches, Targets, generalized_iou
 from detr.modeling.training_queries import QuerySet
 
+EPS = 1e-12  # where no query has a weight, their weighted mean is 0
 # They bound the memory of the mask losses.
 MASKS_AT_ONCE = 10  # at least
 PIXELS_AT_ONCE = 2**21
@@ -83,7 +84,9 @@ class SetCriterion(nn.Module):
     def denoising_losses(
         self, logits: Tensor, boxes: Tensor, targets: Targets, noised: NoisedObjects
     ) -> dict[str, Tensor]:
-        """The losses of denoising queries, as ``loss_ce_dn`` and so on; those of boxes per copy.
+        """The losses of denoising queries, as ``loss_ce_dn`` and so on.
+
+        Those of boxes are divided by the mean number of copies: one with fewer copies than others weighs less.
 
         logits: (L, N, S, K + 1); boxes: (L, N, S, 4)
         """
@@ -96,12 +99,9 @@ class SetCriterion(nn.Module):
                 layer, torch.zeros_like(layer), noised.positive.repeat(layers), noised.target.repeat(layers)
             )
             per_layer = self.box_losses(boxes, targets, matches)
-            share = len(targets.labels) / max(pairs, 1)  # of an object's copies
-            per_layer = {name: values * share for name, values in per_layer.items()}
-            # The mean over no query is none: a zero instead, which every parameter has a part in.
-            per_layer["loss_ce"] = (
-                self.classification_loss(logits, targets, matches) if len(noised.image) else logits.sum((1, 2, 3))
-            )
+            copies = max(pairs, 1) / max(len(targets.labels), 1)  # in the mean
+            per_layer = {name: values / copies for name, values in per_layer.items()}
+            per_layer["loss_ce"] = self.classification_loss(logits, targets, matches)
         return self._weighted(per_layer, suffix="_dn")
 
     def _weighted(self, per_layer: dict[str, Tensor], suffix: str = "") -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ class SetCriterion(nn.Module):
         classes[matches.layer, matches.image, matches.query] = targets.labels[matches.target]
         weight = self.class_weight[classes]  # (L, N, Q)
         loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(weight)
-        return (weight * loss).sum((1, 2)) / weight.sum((1, 2))
+        return (weight * loss).sum((1, 2)) / weight.sum((1, 2)).clamp(min=EPS)
 
     def box_losses(self, boxes: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
         """L1 and (1 - GIoU) over matched pairs, sums divided by the number of boxes: (L,) each."""

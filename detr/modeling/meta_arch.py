@@ -77,8 +77,7 @@ class Detr(BaseDetr):
         self.class_embed = nn.Linear(d, num_classes + 1)
         self.bbox_embed = MLP(d, d, 4, num_layers=3)
         self.training_queries = training_queries
-        self._loads_plain_weights = False
-        self.register_load_state_dict_post_hook(_start_from_plain_weights)
+        self.register_load_state_dict_post_hook(_start_from_loaded_rows)
         if self._update_query_embed():
             self.query_embed.requires_grad_(False)
         self.mask_head = mask_head
@@ -196,8 +195,10 @@ class Detr(BaseDetr):
 
     def fold_queries(self) -> None:
         """Leaves a plain DETR, in place: what is for training alone is removed, and the outputs stay the same."""
-        if self._update_query_embed():
-            self.query_embed.requires_grad_(not self.freeze_detr)
+        queries = self.training_queries
+        if queries is not None and queries.anchors is not None:
+            self._update_query_embed()
+            self.query_embed.requires_grad_(queries.anchors.requires_grad)
         self.training_queries = None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -205,11 +206,9 @@ class Detr(BaseDetr):
         self._update_query_embed()
         return super().state_dict(*args, **kwargs)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """As of any module; notes whether these are the weights of a plain DETR."""
-        own = {f"{prefix}{name}" for name, _ in self.named_parameters() if name.startswith("training_queries.")}
-        self._loads_plain_weights = f"{prefix}query_embed.weight" in state_dict and not own <= state_dict.keys()
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._update_query_embed()  # where the loaded state has none, it must fit the anchors
+        super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
     def _update_query_embed(self) -> bool:
@@ -223,6 +222,8 @@ class Detr(BaseDetr):
     def train(self, mode: bool = True) -> "Detr":
         """With the box model frozen its dropout stays on, as in the original, but no statistic of a norm moves."""
         super().train(mode)
+        if not mode:
+            self._update_query_embed()
         if self.freeze_detr:
             self.backbone.eval()
         return self
@@ -269,8 +270,10 @@ class Detr(BaseDetr):
             return self.mask_head(features.of_image(index), torch.zeros_like(queries), queries)  # type: ignore[no-any-return]
 
 
-def _start_from_plain_weights(model: Detr, incompatible: Any) -> None:
-    """After loading a plain DETR, its rows are the object queries: the offsets make up for the missing anchors."""
-    queries = model.training_queries
-    if model._loads_plain_weights and queries is not None and queries.anchors is not None:
-        queries.start_from(model.query_embed.weight)
+def _start_from_loaded_rows(model: Detr, _: Any) -> None:
+    """The rows of ``query_embed`` count, a plain DETR's or an average's: the offsets make up for the anchors."""
+    queries, rows = model.training_queries, model.query_embed.weight
+    if queries is None or queries.anchors is None:
+        return
+    if not torch.allclose(queries.kept_queries(), rows, atol=1e-5):
+        queries.start_from(rows)

@@ -92,7 +92,6 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
 def _training_queries(keys: CfgNode) -> TrainingQueries | None:
     """keys: MODEL.DETR; None where all of its training queries are off."""
     noise = keys.DENOISING
-    denoising = Denoising(keys.NUM_CLASSES, noise.COPIES, noise.BOX_NOISE, noise.LABEL_NOISE, noise.NEGATIVES)
     if not (noise.ENABLED or keys.ANCHOR_QUERIES or keys.QUERY_GROUPS > 1):
         return None
     return TrainingQueries(
@@ -100,5 +99,7 @@ def _training_queries(keys: CfgNode) -> TrainingQueries | None:
         d=keys.HIDDEN_DIM,
         groups=keys.QUERY_GROUPS,
         anchors=keys.ANCHOR_QUERIES,
-        denoising=denoising if noise.ENABLED else None,
+        denoising=Denoising(keys.NUM_CLASSES, noise.COPIES, noise.BOX_NOISE, noise.LABEL_NOISE, noise.NEGATIVES)
+        if noise.ENABLED
+        else None,
     )

@@ -90,7 +90,8 @@ class TrainingQueries(nn.Module):
         """boxes: (..., 4) cxcywh in [0, 1]. Returns (..., d)."""
         with torch.autocast(boxes.device.type, enabled=False):
             features = sine_features(boxes * 2 * math.pi, self.d // 2)  # (..., 4, d / 2)
-            return self.box_embed(features.flatten(-2))  # type: ignore[no-any-return]
+            features = features.flatten(-2).to(next(self.box_embed.parameters()).dtype)
+            return self.box_embed(features)  # type: ignore[no-any-return]
 
     def _mask(self, noised: NoisedObjects | None, device: torch.device) -> Tensor | None:
         """Groups do not see each other; padding is seen by itself alone, since no row may be without any."""

@@ -189,7 +189,8 @@ class Transformer(nn.Module):
         memory = self.encoder(x, position, key_padding_mask)
         queries = query_embed.expand(n, -1, -1)
         query_mask = None if query_mask is None else query_mask.expand(n, -1, -1).repeat_interleave(self.heads, dim=0)
-        decoded = self.decoder(queries, memory, position, key_padding_mask, return_intermediate, content, query_mask)
+        more = () if content is None and query_mask is None else (content, query_mask)
+        decoded = self.decoder(queries, memory, position, key_padding_mask, return_intermediate, *more)
         return decoded, memory.transpose(1, 2).unflatten(2, (h, w))
 
 
@@ -221,9 +222,8 @@ def _attend(
 
     The weights are never computed as a tensor.
     """
-    attended: Tensor = attention(
-        query, key, value, key_padding_mask=key_padding_mask, attn_mask=mask, need_weights=False
-    )[0]
+    more = {} if mask is None else {"attn_mask": mask}
+    attended: Tensor = attention(query, key, value, key_padding_mask=key_padding_mask, need_weights=False, **more)[0]
     return attended
 
 

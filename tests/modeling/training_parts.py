@@ -25,7 +25,11 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 PARTS["all"] = {key: value for part in tuple(PARTS.values()) for key, value in part.items()}
 OFF = {"MODEL.DETR.DENOISING.ENABLED": False, "MODEL.DETR.QUERY_GROUPS": 1, "MODEL.DETR.ANCHOR_QUERIES": False}
-NO_NOISE = {"MODEL.DETR.DENOISING.BOX_NOISE": 0.0, "MODEL.DETR.DENOISING.LABEL_NOISE": 0.0}
+NO_NOISE = {
+    "MODEL.DETR.DENOISING.BOX_NOISE": 0.0,
+    "MODEL.DETR.DENOISING.LABEL_NOISE": 0.0,
+    "MODEL.DETR.DENOISING.NEGATIVES": False,
+}
 
 
 def build_pair(tiny_config: Callable[..., CfgNode], settings: dict[str, Any]) -> tuple[Detr, Detr]:
