@@ -272,8 +272,9 @@ class Detr(BaseDetr):
 
 def _start_from_loaded_rows(model: Detr, _: Any) -> None:
     """The rows of ``query_embed`` count, a plain DETR's or an average's: the offsets make up for the anchors."""
-    queries, rows = model.training_queries, model.query_embed.weight
+    queries = model.training_queries
     if queries is None or queries.anchors is None:
         return
+    rows = model.query_embed.weight
     if not torch.allclose(queries.kept_queries(), rows, atol=1e-5):
         queries.start_from(rows)

@@ -140,7 +140,7 @@ def test_weights_of_one_training_start_another(queries, trained, tmp_path):
     weights = {"MODEL.WEIGHTS": tmp_path / "first" / "model_final.pth"}
     assert train(tmp_path / "second", {**SETTINGS, **weights}, "--eval-only").keys() == {"bbox"}
     log = (tmp_path / "second" / "log.txt").read_text()
-    assert ("tensors for training alone start anew" in log) == (queries is PLAIN)
+    assert ("re-initialized, for training alone" in log) == (queries is PLAIN)
 
 
 def test_evaluation_alone_of_a_backbone_is_refused(shapes_root, trained, tmp_path):
