@@ -78,9 +78,9 @@ def main() -> None:
     args = parse_args()
     output = free_folder(args.output)
     config = CONFIGS / ("shapes_panoptic.yaml" if args.panoptic else "shapes_detection.yaml")
-    what = "boxes, masks and panoptic maps" if args.panoptic else "boxes"
+    what, minutes = ("boxes, masks and panoptic maps", 8) if args.panoptic else ("boxes", 6)
     print(
-        f"Training a small DETR on drawn shapes, for {what}, on the CPU: about 9 minutes on two cores.\n"
+        f"Training a small DETR on drawn shapes, for {what}, on the CPU: about {minutes} minutes on two cores.\n"
         f"Folder: {output.absolute()}",
         flush=True,
     )
@@ -94,13 +94,13 @@ def main() -> None:
         trainer.register_hooks([progress])
         trainer.resume_or_load(resume=False)
         results = trainer.train() or {}
-        minutes = progress.minutes()
+        taken = progress.minutes()
         plot_training(str(output / "metrics.json"), str(output / "training.png"))
         save_picture(draw_predictions(cfg, trainer.model), str(output / "predictions.png"))
     numbers = ", ".join(f"{name} {results[task][key]:.1f}" for name, task, key in METRICS if task in results)
     evaluation = [sys.executable, str(ROOT / "train_net.py"), "--eval-only", "--config-file", str(config)]
     print(
-        f"Done in {minutes:.1f} minutes: {numbers} on {cfg.DATASETS.TEST[0]}\n"
+        f"Done in {taken:.1f} minutes: {numbers} on {cfg.DATASETS.TEST[0]}\n"
         f"  {output / 'predictions.png'}  ground truth beside predictions\n"
         f"  {output / 'training.png'}     loss against iterations, accuracy against time\n"
         f"  {output / 'log.txt'}          the whole log\n"
