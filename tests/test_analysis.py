@@ -145,6 +145,7 @@ def test_a_subclass_and_what_it_adds(monkeypatch):
 def test_the_quickstart():
     analysis = analyze(load_config(str(QUICKSTART), []), size=(128, 128), batch=8)
     model = build_model(load_config(str(QUICKSTART), []))
+    model.fold_queries()
     assert analysis.total.parameters == sum(p.numel() for p in model.parameters())
     assert analysis.parts["backbone stem"].trainable > 0
     # 8 x 8 positions, 2 layers of 128: four projections, two products, two layers of 512
