@@ -144,6 +144,10 @@ ODD_WIDTH = {"MODEL.DETR.HIDDEN_DIM": 34, "MODEL.DETR.NHEADS": 2, "MODEL.DETR.PO
         ({"MODEL.DETR.DENOISING.COPIES": 0}, "MODEL.DETR.DENOISING.COPIES is 0: it must be at least 1"),
         ({"MODEL.DETR.QUERY_GROUPS": 0}, "MODEL.DETR.QUERY_GROUPS is 0: it must be at least 1"),
         ({"MODEL.DETR.DENOISING.BOX_NOISE": 1.5}, "MODEL.DETR.DENOISING.BOX_NOISE is 1.5: it must be from 0 to 1"),
+        (
+            {"MODEL.DETR.DENOISING.BOX_NOISE": 0.0, "MODEL.DETR.DENOISING.ENABLED": True},
+            "DENOISING.BOX_NOISE is 0, so that a negative would be the same query as its positive",
+        ),
         ({"MODEL.DETR.DENOISING.LABEL_NOISE": -0.1}, "DENOISING.LABEL_NOISE is -0.1: it must be from 0 to 1"),
         ({**MASKS, **FROZEN, "MODEL.DETR.QUERY_GROUPS": 2}, "MODEL.DETR.QUERY_GROUPS would train nothing"),
         ({**MASKS, **FROZEN, "MODEL.DETR.ANCHOR_QUERIES": True}, "MODEL.DETR.ANCHOR_QUERIES would train nothing"),

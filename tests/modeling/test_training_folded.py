@@ -85,6 +85,25 @@ def test_folding_thaws_nothing_that_was_frozen(tiny_config):
     assert not model.query_embed.weight.requires_grad
 
 
+def test_loaded_rows_count_more_than_anchors(tiny_config):
+    """An average of two trainings, name by name: the mean of the rows is not what the mean of the anchors gives."""
+    model, other = (trained(tiny_config, PARTS["anchors"], steps) for steps in (1, 3))
+    state, second = model.state_dict(), other.state_dict()
+    mean = {key: (value + second[key]) / 2 if value.is_floating_point() else value for key, value in state.items()}
+    model.load_state_dict(mean)
+    torch.testing.assert_close(model.object_queries(), mean["query_embed.weight"])
+    torch.testing.assert_close(model.eval().query_embed.weight, mean["query_embed.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_converted_training_is_saved(tiny_config, dtype):
+    model = trained(tiny_config, PARTS["all"], steps=1)
+    rows = model.state_dict()["query_embed.weight"].clone()
+    found = model.to(dtype).state_dict()["query_embed.weight"]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), rows, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_evaluations_leave_the_training_as_it_is(tiny_config, part):
     """As do saving and copying the model."""
