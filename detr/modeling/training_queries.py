@@ -60,7 +60,10 @@ class TrainingQueries(nn.Module):
         self.anchors: nn.Parameter | None = None
         if anchors:
             self.anchors = nn.Parameter(torch.rand(groups * num_queries, 4).logit(eps=0.05))
-            self.offsets = nn.Parameter(torch.zeros(num_queries, d))
+            # Denoising teaches the perceptron to tell boxes apart. Without it, rows as of a plain DETR have to begin:
+            # embedded boxes are nearly alike at first, and all queries would learn the same.
+            start = torch.randn if denoising is None else torch.zeros
+            self.offsets = nn.Parameter(start(num_queries, d))
         elif groups > 1:
             self.more_queries = nn.Parameter(torch.randn((groups - 1) * num_queries, d))
         if anchors or denoising is not None:
