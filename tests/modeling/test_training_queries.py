@@ -36,6 +36,13 @@ def test_groups_alone_need_one_mask_for_all_images():
     assert found.content is found.noised is None
 
 
+def test_anchors_alone_start_with_rows_that_differ_as_those_of_a_plain_detr():
+    """Embedded boxes are nearly alike before denoising has taught them apart: queries that are alike stay so."""
+    torch.manual_seed(0)
+    queries = TrainingQueries(num_queries=50, d=64, anchors=True)
+    assert queries.kept_queries().std(dim=0).mean() > 0.8
+
+
 def test_object_queries_start_from_nothing_and_denoising_queries_from_labels():
     queries = TrainingQueries(num_queries=2, d=8, denoising=Denoising(3, copies=1, label_noise=0.0, negatives=False))
     rows = torch.randn(2, 8)
