@@ -33,7 +33,7 @@ def main() -> int:
         for name, part in PARTS.items():
             print(f"{name:14} {part.work}, goal {part.goal}")
         print(f"{'growth':14} how cost grows: {', '.join(TOPICS)}")
-        print(f"{'learning':14} AP against training steps: {', '.join(learning.RECIPES)}; by itself, about 2.5 hours")
+        print(f"{'learning':14} AP against training steps: {', '.join(learning.RECIPES)}; by itself, hours")
         return 0
     if "learning" in options.parts and len(options.parts) > 1:
         print("learning takes hours and has a run of its own: name it alone", file=sys.stderr)

@@ -190,8 +190,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     table = tabulate(body, headers=[*head, "a step"], tablefmt="pipe", disable_numparse=True)
     versions = f"torch {results['versions']['torch']}, {results['cpu']}"
     return (
-        "# Learning\n\nWritten by `make bench ARGS=learning`: box AP on the 500 validation images of the embedded "
-        "shapes against training steps in batches of 8, medians of the seeds. `plain` is DETR with 12 epochs, over "
+        "# Learning\n\nMade by `benchmarks/learning.py`: box AP on the 500 validation images of the embedded "
+        "shapes against training steps in batches of 8, medians of the seeds, of two seeds the slower one's "
+        "steps. `plain` is DETR with 12 epochs, over "
         "which the learning rate falls to zero; the others have half of it. `quickstart` has anchors, denoising and a "
         "no-object weight of 0.3 instead of 0.1. Steps to an AP are on the line between two "
         "evaluations, which are 500 steps apart. A step's time is that of one core, with other trainings beside it. "

@@ -78,8 +78,9 @@ class Detr(BaseDetr):
         self.bbox_embed = MLP(d, d, 4, num_layers=3)
         self.training_queries = training_queries
         self.register_load_state_dict_post_hook(_start_from_loaded_rows)
-        if self._update_query_embed():
+        if training_queries is not None and training_queries.anchors is not None:
             self.query_embed.requires_grad_(False)
+            self._update_query_embed()
         self.mask_head = mask_head
         self.pyramid = pyramid
         self.criterion = criterion
@@ -211,13 +212,10 @@ class Detr(BaseDetr):
         super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
-    def _update_query_embed(self) -> bool:
-        """Whether there are anchors, which it is computed from."""
+    def _update_query_embed(self) -> None:
         queries = self.training_queries
-        if queries is None or queries.anchors is None:
-            return False
-        self.query_embed.weight.copy_(queries.kept_queries())
-        return True
+        if queries is not None and queries.anchors is not None:
+            self.query_embed.weight.copy_(queries.kept_queries())
 
     def train(self, mode: bool = True) -> "Detr":
         """With the box model frozen its dropout stays on, as in the original, but no statistic of a norm moves."""
