@@ -55,10 +55,37 @@ EXPORT = [
     "openvino>=2025,<2027",
 ]
 
+# What reads YOLO's, Pascal VOC's and Roboflow's data sets.
+DATA = ["supervision>=0.31,<0.32"]
+
+# What demo.py reads and writes videos with; FFmpeg's libraries come with it.
+VIDEO = ["av>=14.2,<19"]
+
+# What cuts a large image into tiles and joins their detections.
+TILES = ["sahi>=0.12,<0.13"]
+
+# What follows an object through a video.
+TRACKING = ["supervision>=0.31,<0.32", "trackers>=2.6,<3"]
+
+# Where a training may log to besides TensorBoard.
+WANDB = ["wandb>=0.19,<1"]
+MLFLOW = ["mlflow-skinny>=3,<4"]
+
 DEV = [
     *TRANSFORMERS,  # the parity tests' second oracle
     *EVALUATION,
     *EXPORT,
+    *DATA,
+    *VIDEO,
+    *WANDB,
+    *MLFLOW,
+    # tools/setup_env.sh adds sahi and trackers, whose opencv-python would write over the headless one of Detectron2's
+    # list; this is what else they import.
+    "click>=8,<9",
+    "fire>=0.7,<1",
+    "requests>=2.32,<3",
+    "rich>=13.3,<16",
+    "shapely>=2,<3",
     "mypy>=2.1,<3",
     "pytest>=9,<10",
     "ruff>=0.15,<0.18",  # the formatter's style may change with the middle number
@@ -94,11 +121,17 @@ if __name__ == "__main__":  # the tests read the lists above without building an
         python_requires=">=3.10,<3.14",
         install_requires=INSTALL_REQUIRES,
         extras_require={
+            "data": DATA,
             "detectron2": DETECTRON2,
             "dev": DEV,
             "evaluation": EVALUATION,
             "export": EXPORT,
+            "mlflow": MLFLOW,
+            "tiles": TILES,
+            "tracking": TRACKING,
             "transformers": TRANSFORMERS,
+            "video": VIDEO,
+            "wandb": WANDB,
         },
         classifiers=[
             "Development Status :: 4 - Beta",

@@ -22,6 +22,8 @@ TORCH=(torch==2.14.1 torchvision==0.29.1)
 DETECTRON2='sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561'
 # Computes PQ. On the package index under this name; the code is the authors'.
 PANOPTICAPI='panopticapi-lite==0.2.0 --hash=sha256:58d3ffa842a72240162e7fa744c602a0a5320baabbdb3295d770374f4639b486'
+# They ask for opencv-python, whose cv2 would take the place of the headless one, and needs libraries of a desktop.
+WITHOUT_OPENCV=('sahi>=0.12,<0.13' 'trackers>=2.6,<3')
 ORACLE='detr==0.1.4 --hash=sha256:bf23192f5969450b1494d44d7ae33f1a149251cd086a49f5a7c579a2f09750e5'
 
 PYTHON=${PYTHON:-python3}
@@ -159,6 +161,7 @@ install_all() {
   # One pip and one setuptools, whatever the interpreter brought along: some packages come as sources.
   pip_install --no-compile 'pip>=24.1' 'setuptools>=77' &&
     pip_install --no-compile --no-build-isolation "${TORCH[@]}" -e '.[detectron2,dev]' &&
+    pip_install --no-compile --no-deps "${WITHOUT_OPENCV[@]}" &&
     install_detectron2 &&
     install_panopticapi
 }
