@@ -53,7 +53,7 @@ def _pairs(opts: Sequence[str], known: set[str]) -> Iterator[tuple[str, str]]:
     rest = iter(opts)
     for opt in rest:
         if opt.startswith("--"):
-            raise InputError(f"{opt} stands among the config keys: options that start with -- go before them")
+            raise InputError(f"{opt} stands among the KEY VALUE pairs: options that start with -- go before them")
         key, equals, value = opt.partition("=")
         if not equals:
             following = next(rest, None)
