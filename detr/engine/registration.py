@@ -23,7 +23,8 @@ def register_datasets(cfg: CfgNode) -> None:
                 "DATASETS.REGISTER \"(('mine_train', 'mine/train.json'),)\""
             )
         if entry[0] not in DatasetCatalog:
-            from detr.data.formats import register_any  # only here: its readers need packages of their own
+            # Only here: its readers need packages of their own.
+            from detr.data.formats import register_any  # type: ignore[import-not-found, unused-ignore]
 
             register_any(*entry)
 
