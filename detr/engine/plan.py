@@ -84,11 +84,12 @@ def make_plan(
     return Plan(batch, learning_rate, epochs, warmup, patience, tuple(reasons))
 
 
-def apply_plan(cfg: CfgNode, images: int, keys_set: Collection[str], epochs: int | None = None) -> tuple[str, ...]:
+def apply_plan(
+    cfg: CfgNode, images: int, pretrained: bool, keys_set: Collection[str], epochs: int | None = None
+) -> tuple[str, ...]:
     """Writes the plan into ``cfg``, except for the ``keys_set`` by the user. Returns its reasons.
 
-    images: of the training set
-    epochs: what the user has set
+    images, pretrained, epochs: as in ``make_plan``
     """
     side = max(cfg.INPUT.MIN_SIZE_TRAIN)
     megapixels = side * min(side * 4 / 3, cfg.INPUT.MAX_SIZE_TRAIN) / 1e6  # most photos are 4 : 3
@@ -99,7 +100,7 @@ def apply_plan(cfg: CfgNode, images: int, keys_set: Collection[str], epochs: int
         megapixels,
         _memory_gb(on_gpu),
         on_gpu=on_gpu,
-        pretrained=bool(cfg.MODEL.WEIGHTS),
+        pretrained=pretrained,
         batch=cfg.SOLVER.IMS_PER_BATCH if "SOLVER.IMS_PER_BATCH" in keys_set else None,
         epochs=epochs,
     )
