@@ -127,6 +127,9 @@ def add_detr_config(cfg: CN) -> None:
     # work on a single image.
     cfg.TEST.DRY_RUN = True
 
+    # New: data sets of your own, (name, path) or (name, path, split) each, in any format that detr.data.formats reads.
+    cfg.DATASETS.REGISTER = ()
+
     # New: read every image before training (of a JPEG the header) and compare its size with the data set's.
     cfg.DATALOADER.CHECK_IMAGES = True
 

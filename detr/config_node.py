@@ -68,8 +68,23 @@ class DetrCfgNode(CfgNode, metaclass=_EqualToCfgNode):
             )
         return value
 
+    def merge_from_list(self, cfg_list: list[Any]) -> None:
+        """As Detectron2's; a whole number is taken for a float where one is wanted."""
+        values = list(cfg_list)
+        for index in range(0, len(values) - 1, 2):
+            node: Any = self
+            for part in values[index].split("."):
+                node = node.get(part) if isinstance(node, CfgNode) else None
+            if type(node) is float:
+                values[index + 1] = _as_float(self._decode_cfg_value(values[index + 1]), node)
+        super().merge_from_list(values)
+
     def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
-        """As Detectron2's; of a whole config, only the keys that were set in it count as set, in their order."""
+        """As Detectron2's; of a whole config, only the keys that were set in it count as set, in their order.
+
+        A whole number is taken for a float where one is wanted.
+        """
+        _make_floats(cfg_other, self)
         before = {section: dict(self[section].__dict__.get(_SET_AT, {})) for section in _SECTIONS if section in self}
         super().merge_from_other_cfg(cfg_other)
         settings = []
@@ -100,6 +115,20 @@ class DetrCfgNode(CfgNode, metaclass=_EqualToCfgNode):
             for section, key in _overruled(cfg):
                 del cfg[section][key]
         return str(super(DetrCfgNode, cfg).dump(*args, **kwargs))
+
+
+def _as_float(value: Any, default: Any) -> Any:
+    return float(value) if type(value) is int and isinstance(default, float) else value
+
+
+def _make_floats(node: dict[str, Any], defaults: CfgNode) -> None:
+    """In place, and past ``__setitem__``: nobody sets a key here."""
+    for key, value in node.items():
+        default = defaults.get(key)
+        if isinstance(value, CfgNode) and isinstance(default, CfgNode):
+            _make_floats(value, default)
+        elif (number := _as_float(value, default)) is not value:
+            dict.__setitem__(node, key, number)
 
 
 class _LastSetLast(dict[str, Any]):

@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.modeling import META_ARCH_REGISTRY
-from tabulate import tabulate
 
 from detr.data.metadata import class_names, is_panoptic, thing_ids
 from detr.engine.coco_evaluation import FastCOCOEvaluator
@@ -194,22 +193,3 @@ class ThingsEvaluator(FastCOCOEvaluator):
         self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:
         return super()._derive_coco_results(coco_eval, iou_type, self.thing_names)  # type: ignore[no-any-return]
-
-
-def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """All numbers of an evaluation but those of single classes: a row per metric, a column per data set.
-
-    results: data set -> task -> metric -> number, as evaluators return them; a percentage each
-    """
-    rows: dict[str, dict[str, float]] = {}
-    for dataset, tasks in results.items():
-        for task, metrics in tasks.items():
-            if not isinstance(metrics, Mapping):  # of an evaluator that returns numbers, not dicts
-                rows.setdefault(task, {})[dataset] = metrics
-                continue
-            for metric, value in metrics.items():
-                if "-" not in metric:  # as in "AP-person"
-                    name = TASK_NAMES.get(task, f"{task} ") + metric
-                    rows.setdefault(name, {})[dataset] = value
-    body = [[name, *(values.get(dataset) for dataset in results)] for name, values in rows.items()]
-    return str(tabulate(body, headers=["", *results], tablefmt="pipe", floatfmt=".2f"))
