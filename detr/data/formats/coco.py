@@ -1,6 +1,7 @@
 """COCO JSON in the places where it usually lies, Roboflow's among them."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detr.data.coco_file import class_ids, coco_dicts, read_coco
-from detr.data.formats.folder import SPLIT_FOLDERS, DataFolder, Split, entries, split_of
+from detr.data.formats.folder import SPLIT_FOLDERS, SPLIT_WORDS, DataFolder, Split, entries, split_of
 from detr.errors import InputError
 
 ROBOFLOW = "_annotations.coco.json"
@@ -41,7 +42,7 @@ def find_coco_files(folder: Path) -> dict[str, Path]:
 
 
 def _split(folder: Path, path: Path) -> str | None:
-    return split_of(path.stem) or (split_of(path.parent.name) if path.parent != folder else None)
+    return split_of(path.stem) or (SPLIT_WORDS.get(path.parent.name) if path.parent != folder else None)
 
 
 def coco_folder(path: Path, files: Mapping[str, Path]) -> DataFolder:
@@ -79,6 +80,8 @@ def _image_root(file: Path) -> Path:
         raise InputError(
             f'{file} names no image ("file_name"): COCO\'s format is a dict with images, annotations and categories'
         )
+    if os.path.isabs(name):
+        return file.parent
     stem, own = file.stem.removeprefix("instances_"), split_of(file.stem)
     aliases = [stem, *(folder for folder in SPLIT_FOLDERS if split_of(folder) == own)]
     tops = [file.parent, file.parent.parent]

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from detr.data.formats.coco import coco_folder, find_coco_files
-from detr.data.formats.folder import DataFolder, split_of
+from detr.data.formats.folder import SPLIT_WORDS, DataFolder, split_of
 from detr.data.formats.voc import find_layouts, voc_folder
 from detr.data.formats.yolo import find_yaml, yolo_folder
 from detr.errors import InputError
@@ -46,7 +46,7 @@ def recognize(path: str | os.PathLike[str]) -> DataFolder:
 def _recognize_file(file: Path) -> DataFolder:
     suffix = file.suffix.lower()
     if suffix == ".json":
-        split = split_of(file.stem) or split_of(file.parent.name) or "train"
+        split = split_of(file.stem) or SPLIT_WORDS.get(file.parent.name.lower(), "train")
         return coco_folder(file, {split: file})
     if suffix in (".yaml", ".yml"):
         return yolo_folder(file)

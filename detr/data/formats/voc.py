@@ -177,7 +177,8 @@ def _annotations(root: Element, file: Path | None, numbers: dict[str, int]) -> l
             # As Detectron2's pascal_voc: xmin = 1 and xmax = W fill the image, which are 0 and W here.
             found, _ = detections_from_xml_obj(alone, [], (1, 1))
         except (ValueError, IndexError) as error:
-            raise InputError(f"{file} has the object {obj.findtext('name')!r}: {error} Correct the file") from error
+            reason = str(error).rstrip(".")
+            raise InputError(f"{file} has the object {obj.findtext('name')!r}: {reason}: correct the file") from error
         annotation = {
             "category_id": numbers[_text(obj, "name", file)],
             "bbox": found.xyxy[0].tolist(),

@@ -239,7 +239,7 @@ def _read_label(path: str, size: tuple[int, int], num_classes: int, keypoints: i
             found = yolo_annotations_to_detections([" ".join(values)], (width, height), with_masks=False)
             label, numbers = int(found.class_id[0]), [float(x) for x in values[1:]]  # type: ignore[index]
         except (ValueError, OverflowError) as error:
-            raise InputError(f"{where}: {error} Correct or delete the line") from error
+            raise InputError(f"{where}: {str(error).rstrip('.')}: correct or delete the line") from error
         if not 0 <= label < num_classes:
             raise InputError(
                 f"{where} has the class {label}, but data.yaml names {num_classes} classes, from 0 on: correct one"
