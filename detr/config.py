@@ -120,6 +120,10 @@ def add_detr_config(cfg: CN) -> None:
     # the one with the best AP or PQ and the final one are kept besides.
     cfg.SOLVER.CHECKPOINTS_KEPT = 3
 
+    # New: ends the training after so many evaluations in a row without a better AP (or PQ), 0 never. `model_best.pth`
+    # is the best state, `model_final.pth` the last one.
+    cfg.SOLVER.PATIENCE = 0
+
     # New: what counts the matches for AP of boxes and masks. "auto": hotcoco where it is installed, else pycocotools;
     # "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
     cfg.TEST.COCO_BACKEND = "auto"
