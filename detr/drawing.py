@@ -18,6 +18,7 @@ Color = tuple[float, float, float]
 PADDING = 2.0  # pixels around a text, which Detectron2 makes dark
 # The height of the letters grows with the picture, though less than its side does.
 TEXT_PIXELS, TEXT_OF_SIDE, TEXT_GROWTH, MIN_TEXT_PIXELS = 13.0, 550.0, 0.8, 8.0
+MAX_LABEL_SHARE = 0.1  # of the picture, before letters shrink
 
 
 def class_color(index: int) -> Color:
@@ -108,7 +109,7 @@ def draw_segments(
         if not mask.any():
             continue
         color = class_color(segment["category_id"])
-        visualizer.draw_binary_mask(mask, color=color, edge_color=(1, 1, 0.95), alpha=0.6, area_threshold=0)
+        visualizer.draw_binary_mask(mask, color=color, edge_color=(1, 1, 0.95), alpha=0.5, area_threshold=0)
         labels.append(label(segment["category_id"], class_names, segment.get("score")))
         boxes.append(_middle(mask))
         colors.append(color)
@@ -140,25 +141,36 @@ def _visualizer(image: np.ndarray, scale: float) -> Visualizer:
 def _write_labels(
     visualizer: Visualizer, labels: Sequence[str], boxes: np.ndarray, colors: Sequence[Color], centered: bool
 ) -> None:
-    output, scale, size = visualizer.output, visualizer.output.scale, visualizer._default_font_size
+    output, scale = visualizer.output, visualizer.output.scale
     labels = [text.replace("$", r"\$") for text in labels]  # else matplotlib takes it for mathematics
-    renderer, font = output.canvas.get_renderer(), FontProperties(family="sans-serif", size=size * scale)
-    least = renderer.get_text_width_height_descent("lp", font, ismath=False)[1]
-    sizes = []
-    for text in labels:
-        width, height, _ = renderer.get_text_width_height_descent(text, font, ismath=False)
-        sizes.append(((width + 2 * PADDING) / scale, (max(height, least) + 2 * PADDING) / scale))
-    positions = place_labels(np.array(sizes).reshape(-1, 2), boxes, (output.width, output.height), centered)
-    for text, position, extent, box, color in zip(labels, positions, sizes, boxes, colors, strict=True):
+    points = visualizer._default_font_size
+    sizes = _measure(visualizer, labels, points)
+    share = sizes.prod(1).sum() / (output.width * output.height)
+    if share > MAX_LABEL_SHARE:  # a crowd: smaller letters, as long as they can be read
+        smallest = min(MIN_TEXT_PIXELS * 72 / output.dpi / scale, points)
+        points = max(points * (MAX_LABEL_SHARE / share) ** 0.5, smallest)
+        sizes = _measure(visualizer, labels, points)
+    positions = place_labels(sizes, boxes, (output.width, output.height), centered)
+    for text, position, size, box, color in zip(labels, positions, sizes, boxes, colors, strict=True):
         if position is None:
             continue
         light = tuple(0.5 + channel / 2 for channel in color)
-        if gap(position, extent, box) > extent[1]:
-            middle = position[0] + extent[0] / 2, position[1] + extent[1] / 2
+        if gap(position, size, box) > size[1] / 2:
+            middle = position + size / 2
             end = np.clip(middle, np.maximum(box[:2], 0), box[2:])
             visualizer.draw_line([middle[0], end[0]], [middle[1], end[1]], color=light, linewidth=1)
         corner = position[0] + PADDING / scale, position[1] + PADDING / scale
-        visualizer.draw_text(text, corner, font_size=size, color=light, horizontal_alignment="left")
+        visualizer.draw_text(text, corner, font_size=points, color=light, horizontal_alignment="left")
+
+
+def _measure(visualizer: Visualizer, labels: Sequence[str], points: float) -> np.ndarray:
+    """(M, 2) widths and heights of labels in pixels of the image; points: the font's size."""
+    output = visualizer.output
+    renderer, font = output.canvas.get_renderer(), FontProperties(family="sans-serif", size=points * output.scale)
+    _, least, _ = renderer.get_text_width_height_descent("lp", font, ismath=False)
+    extents = [renderer.get_text_width_height_descent(text, font, ismath=False) for text in labels]
+    sizes = [(width + 2 * PADDING, max(height, least) + 2 * PADDING) for width, height, _ in extents]
+    return np.array(sizes).reshape(-1, 2) / output.scale
 
 
 def _picture(visualizer: Visualizer) -> np.ndarray:

@@ -187,8 +187,8 @@ def _config_of(model: str, config_file: str, opts: list[str]) -> CfgNode:
         raise InputError("no model is named: give a released model's name, a checkpoint, or a config file")
     if os.path.isdir(model):
         raise InputError(
-            f"the folder {model} holds no exported model ({EXPORT_DESCRIPTION}): name a checkpoint in it, or the config "
-            "file that its weights belong to"
+            f"the folder {model} holds no exported model ({EXPORT_DESCRIPTION}): name a checkpoint in it, or the "
+            "config file that its weights belong to"
         )
     if not os.path.isfile(model):
         names = ", ".join(RELEASED)
@@ -241,7 +241,9 @@ def _names(cfg: CfgNode, given: Sequence[str] | None, saved: Sequence[str] | Non
     count = cfg.MODEL.DETR.NUM_CLASSES
     if given is not None:
         if len(given) != count:
-            raise InputError(f"{len(given)} class names are given, but the model has {count} classes: name each of them")
+            raise InputError(
+                f"{len(given)} class names are given, but the model has {count} classes: name each of them"
+            )
         return tuple(given)
     if saved is not None:
         return tuple(saved)

@@ -79,7 +79,9 @@ def predict_in_tiles(predictor: Predictor, image: np.ndarray, tile: int) -> Inst
     Raises InputError for a tile without pixels.
     """
     if tile < 1:
-        raise InputError(f"the side of a tile is {tile} pixels: name at least 1, such as the side the model was trained on")
+        raise InputError(
+            f"the side of a tile is {tile} pixels: name at least 1, such as the side the model was trained on"
+        )
     logging.getLogger("sahi").setLevel(logging.ERROR)  # it tells of its own switch of postprocessing
     found = get_sliced_prediction(
         image,

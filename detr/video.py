@@ -94,7 +94,9 @@ class VideoWriter:
         self.path = Path(path)
         self.rate = rate
         if self.path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{self.path} cannot be written as a video: name a file that ends in {', '.join(SUFFIXES)}")
+            raise InputError(
+                f"{self.path} cannot be written as a video: name a file that ends in {', '.join(SUFFIXES)}"
+            )
         self._container: Any = None
         self._ticks = -1
 
