@@ -9,22 +9,27 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from detr import model_zoo
 from detr.checkpoint import DetrCheckpointer
 from detr.checkpoint.hub import TORCHVISION
 from detr.config import changed_from_defaults
 from detr.data.coco_file import class_ids, coco_dicts, read_coco
 from detr.data.formats import recognize, split_off, write_coco
 from detr.data.ground_truth import load_truth
+from detr.engine.defaults import load_config
 from detr.engine.operating_point import OperatingPoint, best_operating_point
+from detr.engine.options import merge_options, option_pairs
 from detr.engine.plan import apply_plan
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
+from detr.model_config import config_of
 
 CONFIG = "finetune.yaml"  # in the output folder; train_net.py takes it too
 TRAIN, VAL = "finetune_train", "finetune_val"  # as the data sets are registered
 VALIDATION_SHARE = 0.2  # of the images, where none are named for validation
 SEED = 0  # by which they are chosen
 NO_WEIGHTS = "none"
+BASE_MODEL = "detr_R_50"
 BACKBONES = (TORCHVISION, "detectron2://ImageNetPretrained/")  # weights of a backbone alone
 
 
@@ -119,29 +124,49 @@ def _written(
     return Data(names, ((paths[0], "train"), (paths[1], "val")), len(train), lines)
 
 
+def base_config(weights: str, config_file: str = "") -> CfgNode:
+    """The config to fine-tune weights with: their own model and images, and DETR's optimizer.
+
+    weights: as ``config_of`` takes them, of a backbone alone, or "none"
+    config_file: in the place of the weights' own config; for those of a backbone or none, by default detr_R_50
+
+    Raises InputError as ``config_of``, and for an exported model, which cannot be trained.
+    """
+    recipe = load_config(model_zoo.config_file(BASE_MODEL), [])
+    if weights == NO_WEIGHTS or weights.startswith(BACKBONES):
+        cfg = load_config(config_file, []) if config_file else recipe
+        cfg.MODEL.WEIGHTS = "" if weights == NO_WEIGHTS else weights
+        return cfg
+    cfg = config_of(weights, config_file)
+    if cfg.MODEL.DETR.EXPORTED:
+        raise InputError(f"--weights {weights} is an exported model, which cannot be trained: name what it comes from")
+    if not config_file:  # the card of a checkpoint has no schedule
+        cfg.merge_from_other_cfg(CfgNode({"SOLVER": recipe.SOLVER, "DATALOADER": recipe.DATALOADER}))
+    return cfg
+
+
 def finetuning_config(
-    cfg: CfgNode, data: Data, weights: str, output: str, options: list[Any], epochs: int | None = None
+    cfg: CfgNode, data: Data, output: str, opts: Sequence[str] = (), epochs: int | None = None
 ) -> tuple[str, ...]:
     """Makes the config of a model that of its fine-tuning, in place. Returns the reasons of the plan, a line each.
 
-    cfg: as the weights need it
-    options: KEY, VALUE, ... of the user, which win
-    epochs: of the user
+    cfg: as ``base_config`` returns it
+    opts: config keys and values of the user, which win; epochs: of the user
+
+    Raises InputError as ``merge_options``.
     """
-    keys = {str(key) for key in options[::2]}
-    cfg.MODEL.WEIGHTS = "" if weights == NO_WEIGHTS else weights
-    cfg.MODEL.DETR.NUM_CLASSES = len(data.class_names)
-    cfg.MODEL.DETR.PANOPTIC.ENABLED = False  # which classes are stuff is unknown
-    cfg.MODEL.DETR.FREEZE_DETR = False
-    cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
+    keys = cfg.MODEL.DETR
+    keys.NUM_CLASSES = len(data.class_names)
+    keys.PANOPTIC.ENABLED = False  # which classes are stuff is unknown
+    keys.FREEZE_DETR, keys.FROZEN_WEIGHTS = False, ""
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (TRAIN,), (VAL,)
     cfg.DATASETS.REGISTER = tuple((name, *source) for name, source in zip((TRAIN, VAL), data.sources, strict=True))
     cfg.OUTPUT_DIR = output
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    cfg.merge_from_list(options)
+    merge_options(cfg, opts)
     pretrained = bool(cfg.MODEL.WEIGHTS) and not cfg.MODEL.WEIGHTS.startswith(BACKBONES)
-    return apply_plan(cfg, data.images, pretrained, keys, epochs)
+    return apply_plan(cfg, data.images, pretrained, {key for key, _ in option_pairs(cfg, opts)}, epochs)
 
 
 def write_config(cfg: CfgNode, reasons: Collection[str], output: str) -> str:

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from detr.checkpoint import set_score_threshold
-from detr.engine.defaults import check_output_folder, launch_on_gpus, save_config, setup
+from detr.engine.defaults import check_output_folder, launch_on_gpus, setup
 from detr.engine.operating_point import OperatingPoint
 from detr.engine.trainer import Trainer
 from detr.errors import InputError, exit_with_one_line
@@ -54,9 +54,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME",
         help="what to start from: a released model (%(default)s), a checkpoint file, or none",
     )
-    model.add_argument("--config-file", default="", metavar="FILE", help="the model's config, where the weights do not tell")
+    model.add_argument(
+        "--config-file", default="", metavar="FILE", help="the model's config, where the weights do not tell"
+    )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where everything is written")
     parser.add_argument("--epochs", type=int, metavar="N", help="how long; by default by the number of images")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="how many to train on")
     parser.add_argument("--resume", action="store_true", help="go on with the training in --output")
     parser.add_argument("--verbose", action="store_true", help="Detectron2's whole log on the terminal")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values, as for train_net.py")
@@ -89,7 +92,7 @@ def plan(args: argparse.Namespace) -> None:
     else:
         data = find_coco_data(args.train_json, args.train_images, args.val_json, args.val_images, args.output)
     cfg = base_config(args.weights, args.config_file)
-    reasons = finetuning_config(cfg, data, args.weights, args.output, args.opts, args.epochs)
+    reasons = finetuning_config(cfg, data, args.output, args.opts, args.epochs)
     write_config(cfg, reasons, args.output)
     print("\n".join((*data.lines, *reasons)), flush=True)
 
@@ -104,7 +107,6 @@ def finetune(args: argparse.Namespace) -> None:
         save_picture(targets_sheet(cfg), str(output / "training_images.png"))
         print(f"what the network is shown, with its boxes: {output / 'training_images.png'}", flush=True)
     trainer.resume_or_load(resume=args.resume)
-    save_config(cfg)
     trainer.train()
     results, point = evaluate_best(cfg, trainer.model)
     if comm.is_main_process():
