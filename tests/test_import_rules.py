@@ -14,6 +14,7 @@ PLAIN_TORCH = {"transformer.py", "position_encoding.py", "mask_head.py", "matche
 MAY_SEE_CFG = {
     "config_node.py",
     "modeling/backbone.py",
+    "modeling/card.py",
     "modeling/parts.py",
     "modeling/small_resnet.py",
     "model_zoo.py",

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from detr.checkpoint import DetrCheckpointer
 from detr.checkpoint.files import save_folder
-from detr.config import EXPORT_DESCRIPTION, add_detr_config, check_names
+from detr.config import EXPORT_DESCRIPTION, changed_from_defaults, check_names
 from detr.engine.defaults import check_weights, check_whole, load_config
 from detr.errors import InputError
 from detr.export.checking import check, format_sizes
@@ -24,6 +24,7 @@ from detr.export.model import Description, ExportedDetr
 from detr.export.networks import parts
 from detr.export.runtimes import FORMATS
 from detr.export.writing import PACKAGES, check_packages, write_graph
+from detr.modeling.card import without_training
 from detr.modeling.meta_arch import Detr
 
 __all__ = ["FORMATS", "Report", "export", "get_config", "load"]
@@ -170,28 +171,14 @@ def _write(model: Detr, cfg: CfgNode, output: str, format: str) -> Description:
 
 
 def _config_of_export(cfg: CfgNode, folder: str) -> CfgNode:
-    """What differs from the defaults, so that other versions of Detectron2, with other keys, can read it."""
-    cfg = cfg.clone()
-    cfg.MODEL.META_ARCHITECTURE = "ExportedDetr"
-    cfg.MODEL.DETR.EXPORTED = folder
-    cfg.MODEL.WEIGHTS = cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
-    defaults = get_cfg()
-    add_detr_config(defaults)
-    del cfg["SOLVER"]  # training's
-    changed = _changed(cfg, defaults)
-    changed.VERSION = cfg.VERSION  # else Detectron2 guesses it
-    return changed
-
-
-def _changed(cfg: CfgNode, defaults: CfgNode) -> CfgNode:
-    changed = CfgNode()
-    for key, value in cfg.items():
-        if key not in defaults:
-            continue  # a key that a subclass added: the graph has its effect
-        if isinstance(value, CfgNode):
-            inner = _changed(value, defaults[key])
-            if inner:
-                changed[key] = inner
-        elif value != defaults[key]:
-            changed[key] = value
-    return changed
+    """What differs from the defaults and counts in inference, so that other versions of Detectron2 can read it."""
+    config = without_training(cfg)
+    config.MODEL.META_ARCHITECTURE = "ExportedDetr"
+    config.MODEL.DEVICE = cfg.MODEL.DEVICE
+    config.MODEL.setdefault("DETR", CfgNode()).EXPORTED = folder
+    config.MODEL.WEIGHTS = ""
+    changed = changed_from_defaults(cfg)
+    for name in ("DATASETS", "DATALOADER", "TEST"):
+        if name in changed:
+            config[name] = changed[name]
+    return config

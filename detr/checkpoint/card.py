@@ -1,0 +1,25 @@
+"""Reads what a checkpoint says of its model, without a model."""
+
+import os
+
+from detr.checkpoint.class_rows import coco_names
+from detr.checkpoint.hub import ZOO, local_path, parse_zoo_path
+from detr.checkpoint.options import split_options
+from detr.checkpoint.source import read
+from detr.modeling.card import ModelCard
+
+
+def read_card(path: str) -> ModelCard | None:
+    """The card of the weights in a file, a folder of transformers', a URL or ``detr://NAME``; None if there is none.
+
+    path: as ``DetrCheckpointer.load`` takes it, options included. Released models have COCO's names; those behind
+        ``detr://`` are not downloaded for that
+
+    Raises InputError for weights that cannot be had or read.
+    """
+    path, options = split_options(path)
+    if path.startswith(ZOO):
+        return ModelCard(coco_names(parse_zoo_path(path).num_classes))
+    place = path if os.path.isdir(path) else local_path(path)
+    card = read(place, weights=options.weights).card()
+    return None if card == ModelCard() else card
