@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.evaluation import inference_on_dataset
 
 from detr import model_zoo
 from detr.checkpoint import DetrCheckpointer
 from detr.checkpoint.hub import TORCHVISION
 from detr.config import changed_from_defaults
+from detr.config_node import overruled
 from detr.data.coco_file import class_ids, coco_dicts, read_coco
 from detr.data.formats import recognize, split_off, write_coco
 from detr.data.ground_truth import load_truth
 from detr.engine.defaults import load_config
 from detr.engine.operating_point import OperatingPoint, best_operating_point
 from detr.engine.options import merge_options, option_pairs
-from detr.engine.plan import apply_plan
+from detr.engine.plan import apply_plan, plan_for
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
 from detr.model_config import config_of
@@ -164,9 +166,14 @@ def finetuning_config(
     cfg.OUTPUT_DIR = output
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    wanted = cfg.clone()
+    merge_options(wanted, opts)
+    batch = wanted.SOLVER.IMS_PER_BATCH if "SOLVER.IMS_PER_BATCH" in dict(option_pairs(cfg, opts)) else None
+    pretrained = bool(wanted.MODEL.WEIGHTS) and not wanted.MODEL.WEIGHTS.startswith(BACKBONES)
+    plan = plan_for(wanted, data.images, pretrained=pretrained, batch=batch, epochs=epochs)
+    apply_plan(cfg, plan)
     merge_options(cfg, opts)
-    pretrained = bool(cfg.MODEL.WEIGHTS) and not cfg.MODEL.WEIGHTS.startswith(BACKBONES)
-    return apply_plan(cfg, data.images, pretrained, {key for key, _ in option_pairs(cfg, opts)}, epochs)
+    return plan.reasons
 
 
 def write_config(cfg: CfgNode, reasons: Collection[str], output: str) -> str:
@@ -175,7 +182,11 @@ def write_config(cfg: CfgNode, reasons: Collection[str], output: str) -> str:
     os.makedirs(output, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(f"# {line}\n" for line in reasons)
-        file.write(str(changed_from_defaults(cfg).dump()))
+        changed = changed_from_defaults(cfg)
+        for section, key in overruled(cfg):  # a file does not show which of two keys was set last
+            changed.get(section, {}).pop(key, None)
+        changed.VERSION = cfg.VERSION  # else Detectron2 guesses it
+        file.write(str(changed.dump()))
     return path
 
 
@@ -187,10 +198,12 @@ def evaluate_best(cfg: CfgNode, model: torch.nn.Module) -> tuple[dict[str, Any],
     path = os.path.join(cfg.OUTPUT_DIR, "model_best.pth")
     if os.path.isfile(path):
         DetrCheckpointer(model).load(path)
-    results = Trainer.test(cfg, model)
+    name = cfg.DATASETS.TEST[0]
+    evaluator = Trainer.build_evaluator(cfg, name)
+    results = inference_on_dataset(model, Trainer.build_test_loader(cfg, name), evaluator)
     file = os.path.join(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json")
     if not results or not os.path.isfile(file):
         return results, None
     with open(file, encoding="utf-8") as opened:
         detections = json.load(opened)
-    return results, best_operating_point(load_truth(cfg.DATASETS.TEST[0], masks=False).content, detections)
+    return results, best_operating_point(load_truth(name, masks=False).content, detections)

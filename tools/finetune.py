@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from detr.checkpoint import set_score_threshold
+from detr.curves import plot_training
 from detr.engine.defaults import check_output_folder, launch_on_gpus, setup
 from detr.engine.operating_point import OperatingPoint
 from detr.engine.trainer import Trainer
@@ -33,8 +34,7 @@ from detr.finetuning import (
     finetuning_config,
     write_config,
 )
-from detr.training_pictures import predictions_sheet, targets_sheet
-from detr.visualization import plot_training, save_picture
+from detr.visualization import predictions_sheet, save_picture, targets_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,8 +1,7 @@
-"""The plan of a fine-tuning: batch, learning rate and schedule, by the size of the data set and the machine's memory."""
+"""The plan of a fine-tuning: batch, learning rate and schedule, by the data set's size and the machine's memory."""
 
 import math
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -62,9 +61,8 @@ def make_plan(
         most = min(fits, LARGEST_BATCH if on_gpu else LARGEST_BATCH_ON_CPU, images / STEPS_PER_EPOCH)
         batch = 2 ** max(int(math.log2(max(most, 1))), 0)
         reasons.append(
-            f"batch {batch}: the largest power of 2 up to {LARGEST_BATCH if on_gpu else LARGEST_BATCH_ON_CPU} for which "
-            f"{memory_gb:.0f} GB of memory will do ({GB_PER_MEGAPIXEL:g} GB for a million pixels) and an epoch has "
-            f"{STEPS_PER_EPOCH} steps"
+            f"batch {batch}: the largest power of 2 up to {LARGEST_BATCH if on_gpu else LARGEST_BATCH_ON_CPU} that fits "
+            f"into {memory_gb:.0f} GB and leaves {STEPS_PER_EPOCH} steps to an epoch"
         )
     learning_rate = float(f"{PAPERS_LEARNING_RATE * math.sqrt(batch / LARGEST_BATCH):.1g}")
     reasons.append(f"learning rate {learning_rate:g}: the paper's 1e-4 for batches of 16, by the root of the batch")
@@ -78,32 +76,23 @@ def make_plan(
     warmup = min(steps // 20, 500)
     patience = max(math.ceil(epochs / 4), 5)
     reasons.append(
-        f"warm-up of {warmup} steps, a twentieth of the training; then the learning rate falls as a cosine; it ends after "
-        f"{patience} epochs without a better result"
+        f"warm-up of {warmup} steps, a twentieth of the training, then a cosine; {patience} epochs without a better "
+        "result end it"
     )
     return Plan(batch, learning_rate, epochs, warmup, patience, tuple(reasons))
 
 
-def apply_plan(
-    cfg: CfgNode, images: int, pretrained: bool, keys_set: Collection[str], epochs: int | None = None
-) -> tuple[str, ...]:
-    """Writes the plan into ``cfg``, except for the ``keys_set`` by the user. Returns its reasons.
-
-    images, pretrained, epochs: as in ``make_plan``
-    """
+def plan_for(cfg: CfgNode, images: int, *, pretrained: bool, batch: int | None, epochs: int | None) -> Plan:
+    """The plan for a config's images and device; the other arguments are those of ``make_plan``."""
     side = max(cfg.INPUT.MIN_SIZE_TRAIN)
     megapixels = side * min(side * 4 / 3, cfg.INPUT.MAX_SIZE_TRAIN) / 1e6  # most photos are 4 : 3
-    device = cfg.MODEL.DEVICE
-    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    plan = make_plan(
-        images,
-        megapixels,
-        _memory_gb(on_gpu),
-        on_gpu=on_gpu,
-        pretrained=pretrained,
-        batch=cfg.SOLVER.IMS_PER_BATCH if "SOLVER.IMS_PER_BATCH" in keys_set else None,
-        epochs=epochs,
-    )
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+    memory = _memory_gb(on_gpu)
+    return make_plan(images, megapixels, memory, on_gpu=on_gpu, pretrained=pretrained, batch=batch, epochs=epochs)
+
+
+def apply_plan(cfg: CfgNode, plan: Plan) -> None:
+    """Writes a plan into a config, in place."""
     values = {
         "SOLVER.IMS_PER_BATCH": plan.batch,
         "SOLVER.BASE_LR": plan.learning_rate,
@@ -116,10 +105,8 @@ def apply_plan(
         "SOLVER.CHECKPOINT_EPOCHS": 1,
         "SOLVER.CHECKPOINTS_KEPT": 1,
         "TEST.EVAL_EPOCHS": 1,
-        "TEST.LOSS": True,
     }
-    cfg.merge_from_list([x for key, value in values.items() if key not in keys_set for x in (key, value)])
-    return plan.reasons
+    cfg.merge_from_list([x for pair in values.items() for x in pair])
 
 
 def _memory_gb(on_gpu: bool) -> float:
