@@ -62,8 +62,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="how many to train on")
     parser.add_argument("--resume", action="store_true", help="go on with the training in --output")
     parser.add_argument("--verbose", action="store_true", help="Detectron2's whole log on the terminal")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values, as for train_net.py")
-    args = parser.parse_args(argv)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, as for train_net.py")
+    args = parser.parse_intermixed_args(argv)
     if not args.resume and bool(args.data) == bool(args.train_json):
         raise InputError("name your data set with --data FOLDER, or with --train-json FILE (one of the two)")
     if args.epochs is not None and args.epochs < 1:
