@@ -53,7 +53,7 @@ def option_pairs(cfg: CfgNode, opts: Sequence[str]) -> Iterator[tuple[str, str]]
     known, rest = set(_keys(cfg)), iter(opts)
     for opt in rest:
         if opt.startswith("--"):
-            raise InputError(f"{opt} stands among the config keys: options that start with -- go before them")
+            raise InputError(f"{opt} stands among the KEY VALUE pairs: options that start with -- go before them")
         key, equals, value = opt.partition("=")
         if not equals:
             following = next(rest, None)

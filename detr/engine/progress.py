@@ -1,5 +1,6 @@
 """How far a training or an evaluation is: a bar on a terminal, else a line now and then."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +41,10 @@ class Meter:
                 delay=delay,
                 leave=leave,
                 file=sys.stderr,
-                dynamic_ncols=True,
+                # Some pseudo-terminals say that they have 0 lines and columns, and tqdm would print nothing.
+                dynamic_ncols=min(os.get_terminal_size(sys.stderr.fileno())) > 0,
+                ncols=80,
+                nrows=24,
                 bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix}",
             )
 

@@ -65,7 +65,7 @@ def _schedule(cfg: CfgNode, images: int) -> list[str]:
         total = enough  # what follows is advice for a training that is long enough
         if per_epoch:
             epochs, total = -(-enough // per_epoch), -(-enough // per_epoch) * per_epoch
-    if solver.WARMUP_FACTOR < 1 and solver.WARMUP_ITERS > LONGEST_WARMUP * solver.MAX_ITER:
+    if solver.WARMUP_FACTOR < 1 and LONGEST_WARMUP * total < solver.WARMUP_ITERS:
         lines.append(
             f"the warm-up of the learning rate, {solver.WARMUP_ITERS} iterations, is a large part of the training of "
             f"{length}: set SOLVER.WARMUP_ITERS {min(total // 20, solver.WARMUP_ITERS)}"

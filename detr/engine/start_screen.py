@@ -72,7 +72,7 @@ def _show_model(cfg: CfgNode, model: torch.nn.Module) -> None:
         backbone += str(cfg.MODEL.RESNETS.DEPTH)
     size = sum(x.numel() * x.element_size() for x in model.state_dict().values())
     parts = [cfg.MODEL.META_ARCHITECTURE, backbone.replace("_", " "), f"{_millions(total)} parameters"]
-    if trained != total:
+    if _millions(trained) != _millions(total):
         parts[-1] += f", {_millions(trained)} of them trained"
     parts.append(f"{size / 2**20:.0f} MB")
     if is_detr(cfg):
