@@ -25,6 +25,7 @@ MAY_SEE_CFG = {
     "analysis.py",
     "convert/verification.py",
     "export/__init__.py",
+    "export/metadata.py",
 }
 PICTURES = ("detr.curves", "detr.drawing", "detr.visualization")
 # module or package -> what it must not import

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detr.checkpoint.architecture import CheckpointInfo, architecture, missing_keys
-from detr.checkpoint.class_rows import coco_names
+from detr.checkpoint.class_rows import coco_names, listed
 from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_file, sha256
 from detr.checkpoint.formats import from_detectron2, target_format
 from detr.checkpoint.hub import RELEASED, ZOO, local_path
@@ -161,4 +161,4 @@ def _resized(state: State, num_classes: int | None, num_queries: int | None) -> 
 def _format_info(info: CheckpointInfo) -> list[tuple[str, str]]:
     dilation = {None: "unknown, assumed no (--dc5)", True: "yes", False: "no"}[info.dilation]
     heads = "unknown, assumed 8 (--heads)" if info.heads is None else str(info.heads)
-    return [("DC5", dilation), ("heads", heads)]
+    return [("DC5", dilation), ("heads", heads), *([("classes", listed(info.classes))] if info.classes else [])]
