@@ -165,7 +165,7 @@ def check_registered(name: str) -> None:
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     raise InputError(
         f"the data set {name!r} is not registered{hint} Register your own before training with "
-        "detectron2.data.datasets.register_coco_instances(name, {}, json_file, image_root)"
+        "detr.register_any(name, path)"
     )
 
 

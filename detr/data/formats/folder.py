@@ -92,8 +92,8 @@ def entries(folder: str | Path, suffixes: Iterable[str]) -> list[Path]:
     if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as found:
-        paths = [Path(entry.path) for entry in found if not entry.name.startswith(".")]
-    return sorted(path for path in paths if path.suffix.lower() in wanted and path.is_file())
+        paths = [entry.path for entry in found if os.path.splitext(entry.name)[1].lower() in wanted and entry.is_file()]
+    return sorted(Path(path) for path in paths if not os.path.basename(path).startswith("."))
 
 
 def subfolder(folder: Path, *names: str) -> Path | None:
