@@ -121,32 +121,47 @@ def _label_files(images: Sequence[str], orphans: bool) -> dict[str, str | None]:
 
 def _read_label(path: str, size: tuple[int, int], num_classes: int, keypoints: int) -> list[dict[str, Any]]:
     """size: (height, width) of the image. Raises InputError that names the line."""
-    from supervision.dataset.formats.yolo import yolo_annotations_to_detections  # takes a second
-
     height, width = size
     lines = [(number, line.split()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
     if keypoints:
-        lines = [(number, x[:5] if len(x) == 5 + keypoints else x) for number, x in lines]
+        lines = [(number, words[:5] if len(words) == 5 + keypoints else words) for number, words in lines]
+    if not lines:
+        return []
+    try:
+        labels, boxes = _parse([words for _, words in lines], width, height)
+    except (ValueError, OverflowError):
+        for number, words in lines:
+            try:
+                _parse([words], width, height)
+            except (ValueError, OverflowError) as error:
+                reason = str(error).rstrip(".")
+                raise InputError(f"{path}, line {number}: {reason}: correct or delete the line") from error
+        raise
     annotations = []
-    for number, values in lines:
-        where = f"{path}, line {number}"
-        try:
-            # Its masks would be pixels, many megabytes an image: polygons are kept as they were written.
-            found = yolo_annotations_to_detections([" ".join(values)], (width, height), with_masks=False)
-            label, numbers = int(found.class_id[0]), [float(x) for x in values[1:]]  # type: ignore[index]
-        except (ValueError, OverflowError) as error:
-            raise InputError(f"{where}: {str(error).rstrip('.')}: correct or delete the line") from error
+    for (number, words), label, box in zip(lines, labels, boxes, strict=True):
+        where, numbers = f"{path}, line {number}", [float(word) for word in words[1:]]
+        is_polygon = len(numbers) >= 6
+        if not is_polygon or len(numbers) % 2:
+            numbers = numbers[: 4 if not is_polygon else -1]  # without a confidence
         if not 0 <= label < num_classes:
             raise InputError(
                 f"{where} has the class {label}, but data.yaml names {num_classes} classes, from 0 on: correct one"
             )
-        if not all(abs(x) <= FARTHEST for x in numbers[: 4 if len(numbers) < 6 else len(numbers) // 2 * 2]):
+        if max(map(abs, numbers)) > FARTHEST:
             raise InputError(
                 f"{where} has the coordinates {shown(numbers)}: they must be fractions of the image's width and height"
             )
-        obj = {"category_id": label, "bbox": found.xyxy[0].tolist(), "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0}
-        if len(numbers) >= 6:
-            pairs = zip(numbers[0::2], numbers[1::2], strict=False)  # a confidence may follow the polygon
-            obj["segmentation"] = [[x for pair in pairs for x in (pair[0] * width, pair[1] * height)]]
+        obj = {"category_id": label, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0}
+        if is_polygon:
+            obj["segmentation"] = [[value * (height if i % 2 else width) for i, value in enumerate(numbers)]]
         annotations.append(obj)
     return annotations
+
+
+def _parse(lines: Sequence[Sequence[str]], width: int, height: int) -> tuple[list[int], list[list[float]]]:
+    """The classes and boxes of lines, xyxy in pixels. Raises ValueError and OverflowError."""
+    from supervision.dataset.formats.yolo import yolo_annotations_to_detections  # takes a second
+
+    # Its masks would be pixels, many megabytes an image: polygons are kept as they are written.
+    found = yolo_annotations_to_detections([" ".join(words) for words in lines], (width, height), with_masks=False)
+    return found.class_id.tolist(), found.xyxy.tolist()  # type: ignore[union-attr]
