@@ -1,5 +1,6 @@
 """A data set as it lies on the disk: its kind, its classes and its splits, read when they are asked for."""
 
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -125,11 +126,12 @@ def read_text(path: str | Path) -> str:
         ) from error
 
 
-def need_supervision(kind: str) -> None:
-    """Raises InputError where the package that reads labels is missing."""
+def optional(module: str) -> Any:
+    """An imported module of supervision or of what comes with it. Raises InputError, with the remedy, without it."""
     try:
-        import supervision  # noqa: F401
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"reading {kind} needs the package {error.name}, which is not installed: pip install -e '.[data]'"
+            f"reading YOLO's and Pascal VOC's data sets needs the package {error.name}, which is not installed: "
+            "pip install -e '.[data]'"
         ) from error

@@ -26,7 +26,10 @@ def recognize(path: str | os.PathLike[str]) -> DataFolder:
         raise InputError(f"{path} does not exist{_hint(place)}: give the folder of a data set")
     if place.is_file():
         return _recognize_file(place)
-    description, coco_files, voc_layouts = find_description(place), find_coco_files(place), find_layouts(place)
+    try:
+        description, coco_files, voc_layouts = find_description(place), find_coco_files(place), find_layouts(place)
+    except OSError as error:
+        raise InputError(f"{place} cannot be looked through ({error}): make it readable") from error
     found = {
         "COCO": next(map(str, coco_files.values()), None),
         "YOLO": description and str(description),
@@ -71,8 +74,9 @@ def _nearby(place: Path) -> str:
     """A hint at the folder above, or the only one below, that holds a data set: archives are unpacked in many ways."""
     below = [path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith((".", "__"))]
     with contextlib.suppress(InputError, OSError):  # of a folder that was not asked for
-        if find_description(place.parent):
-            return f", but {place.parent} does"
+        above = place.parent
+        if find_description(above) or ((above / "annotations").is_dir() and find_coco_files(above)):
+            return f", but {above} does"
         if len(below) == 1 and (find_description(below[0]) or find_coco_files(below[0]) or find_layouts(below[0])):
             return f", but {below[0]} does"
     return ""

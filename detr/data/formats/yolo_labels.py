@@ -11,10 +11,11 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from detr.data.annotations import shown
-from detr.data.formats.folder import IMAGE_SUFFIXES, entries, image_size, need_supervision, read_text
+from detr.data.formats.folder import IMAGE_SUFFIXES, entries, image_size, optional, read_text
 from detr.errors import InputError
 
 FARTHEST = 2.0  # the largest coordinate as a fraction of the image: what is farther was written in pixels
+READER = "supervision.dataset.formats.yolo"  # imported late: it takes a second
 THREADS = 8  # they wait for files
 NO_LABELS = ("classes", "notes")  # text files that exporters put beside labels
 
@@ -31,7 +32,7 @@ def read_images(places: Sequence[Path], num_classes: int, keypoints: int = 0) ->
     Raises InputError for bad lines, by file and number, for images that cannot be opened, and where no image has a
     label file.
     """
-    need_supervision("YOLO's data sets")
+    optional(READER)  # says at once that it is missing
     images: list[str] = []
     for place in places:
         images += _listed_images(place) if place.is_file() else _images_below(place)
@@ -160,8 +161,7 @@ def _read_label(path: str, size: tuple[int, int], num_classes: int, keypoints: i
 
 def _parse(lines: Sequence[Sequence[str]], width: int, height: int) -> tuple[list[int], list[list[float]]]:
     """The classes and boxes of lines, xyxy in pixels. Raises ValueError and OverflowError."""
-    from supervision.dataset.formats.yolo import yolo_annotations_to_detections  # takes a second
-
+    parse = optional(READER).yolo_annotations_to_detections
     # Its masks would be pixels, many megabytes an image: polygons are kept as they are written.
-    found = yolo_annotations_to_detections([" ".join(words) for words in lines], (width, height), with_masks=False)
-    return found.class_id.tolist(), found.xyxy.tolist()  # type: ignore[union-attr]
+    found = parse([" ".join(words) for words in lines], (width, height), with_masks=False)
+    return found.class_id.tolist(), found.xyxy.tolist()

@@ -212,7 +212,11 @@ def test_an_image_that_cannot_be_opened_is_named(yolo, tmp_path):
 
 
 def test_the_missing_package_is_named(yolo, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "supervision"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "supervision", None)
     found = recognize(yolo())
-    with pytest.raises(InputError, match=re.escape("pip install -e '.[data]'")):
+    message = "the package supervision, which is not installed: pip install -e '.[data]'"
+    with pytest.raises(InputError, match=re.escape(message)) as error:
         found.splits["train"].dicts()
+    assert "line 1" not in str(error.value)
