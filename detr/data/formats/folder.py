@@ -132,6 +132,6 @@ def optional(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"reading YOLO's and Pascal VOC's data sets needs the package {error.name}, which is not installed: "
-            "pip install -e '.[data]'"
+            f"reading YOLO's and Pascal VOC's data sets needs the package {str(error.name).split('.')[0]}, which is not "
+            "installed: pip install -e '.[data]'"
         ) from error
