@@ -131,7 +131,8 @@ def optional(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        name = str(error.name).split(".")[0]
         raise InputError(
-            f"reading YOLO's and Pascal VOC's data sets needs the package {str(error.name).split('.')[0]}, which is not "
-            "installed: pip install -e '.[data]'"
+            f"reading YOLO's and Pascal VOC's data sets needs the package {name}, which is not installed: "
+            "pip install -e '.[data]'"
         ) from error
