@@ -15,6 +15,7 @@ from detr.errors import InputError
 ROBOFLOW = "_annotations.coco.json"
 OTHER_TASKS = ("captions_", "panoptic_", "person_keypoints_", "stuff_", "image_info_")
 FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+PARTS = ("", "images", "data")  # of the path between the data set's folder and its images
 CHUNK, LONGEST = 2**20, 4096  # bytes that are read at a time, and of a file name
 
 
@@ -86,8 +87,8 @@ def _image_root(file: Path) -> Path:
     aliases = [stem, *(folder for folder in SPLIT_FOLDERS if split_of(folder) == own)]
     tops = [file.parent, file.parent.parent]
     # In the order of how much a place says about its split.
-    places = [place / part / alias for place in tops for alias in aliases for part in ("", "images")]
-    places += [place / part for place in tops for part in ("", "images")]
+    places = [place / part / alias for place in tops for alias in aliases for part in PARTS]
+    places += [place / part for place in tops for part in PARTS]
     for place in places:
         if (place / name).is_file():
             return place

@@ -1,5 +1,6 @@
 """A data set as it lies on the disk: its kind, its classes and its splits, read when they are asked for."""
 
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -92,8 +93,8 @@ def entries(folder: str | Path, suffixes: Iterable[str]) -> list[Path]:
     if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as found:
-        paths = [Path(entry.path) for entry in found if not entry.name.startswith(".")]
-    return sorted(path for path in paths if path.suffix.lower() in wanted and path.is_file())
+        paths = [entry.path for entry in found if os.path.splitext(entry.name)[1].lower() in wanted and entry.is_file()]
+    return sorted(Path(path) for path in paths if not os.path.basename(path).startswith("."))
 
 
 def subfolder(folder: Path, *names: str) -> Path | None:
@@ -125,11 +126,13 @@ def read_text(path: str | Path) -> str:
         ) from error
 
 
-def need_supervision(kind: str) -> None:
-    """Raises InputError where the package that reads labels is missing."""
+def optional(module: str) -> Any:
+    """An imported module of supervision or of what comes with it. Raises InputError, with the remedy, without it."""
     try:
-        import supervision  # noqa: F401
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        name = str(error.name).split(".")[0]
         raise InputError(
-            f"reading {kind} needs the package {error.name}, which is not installed: pip install -e '.[data]'"
+            f"reading YOLO's and Pascal VOC's data sets needs the package {name}, which is not installed: "
+            "pip install -e '.[data]'"
         ) from error

@@ -20,7 +20,7 @@ from detr.data.formats.folder import (
     entries,
     image_size,
     is_of_roboflow,
-    need_supervision,
+    optional,
     read_text,
     subfolder,
 )
@@ -95,9 +95,8 @@ def voc_folder(path: Path, layouts: dict[str, Layout]) -> DataFolder:
 
 def _class_names(layouts: Sequence[Layout]) -> list[str]:
     """The names that occur in the objects of all splits, in alphabetical order: no file of VOC's lists them."""
-    need_supervision("Pascal VOC's data sets")
     files = {xml for layout in layouts for xml, _ in _pairs(layout) if xml is not None}
-    names = {_text(obj, "name", file) for file in sorted(files) for obj in _root(file).iter("object")}
+    names = {_text(obj, "name", file) for file in sorted(files) for obj in _root(file).findall("object")}
     if not names:
         raise InputError(f"no XML of {layouts[0].source} has an object: check that these are the right files")
     return sorted(names)
@@ -128,7 +127,6 @@ def _pairs(layout: Layout) -> list[tuple[Path | None, Path]]:
 
 
 def _read_split(layout: Layout, folder: DataFolder) -> list[dict[str, Any]]:
-    need_supervision("Pascal VOC's data sets")
     pairs = _pairs(layout)
     without = [image for xml, image in pairs if xml is None]
     if len(without) == len(pairs):
@@ -164,18 +162,17 @@ def _read_image(index: int, xml: Path | None, image: str, numbers: dict[str, int
 
 
 def _annotations(root: Element, file: Path | None, numbers: dict[str, int]) -> list[dict[str, Any]]:
-    from supervision.dataset.formats.pascal_voc import detections_from_xml_obj, parse_polygon_points  # takes a second
-
+    reader = optional("supervision.dataset.formats.pascal_voc")  # imported late: it takes a second
     annotations = []
     for obj in root.findall("object"):
         try:
-            polygons = [parse_polygon_points(element) - CENTER for element in obj.findall("polygon")]
+            polygons = [reader.parse_polygon_points(element) - CENTER for element in obj.findall("polygon")]
             for element in obj.findall("polygon"):
                 obj.remove(element)  # supervision would make pixels of it, many megabytes an image
             alone = Element("annotation")
             alone.append(obj)
             # As Detectron2's pascal_voc: xmin = 1 and xmax = W fill the image, which are 0 and W here.
-            found, _ = detections_from_xml_obj(alone, [], (1, 1))
+            found, _ = reader.detections_from_xml_obj(alone, [], (1, 1))
         except (ValueError, IndexError) as error:
             reason = str(error).rstrip(".")
             raise InputError(f"{file} has the object {obj.findtext('name')!r}: {reason}: correct the file") from error
@@ -193,18 +190,16 @@ def _annotations(root: Element, file: Path | None, numbers: dict[str, int]) -> l
 
 
 def _root(file: Path) -> Element:
-    from defusedxml import DefusedXmlException  # comes with supervision
-    from defusedxml.ElementTree import parse
-
+    reader = optional("defusedxml.ElementTree")  # comes with supervision
     try:
-        root = parse(file).getroot()
-    except (ParseError, OSError, DefusedXmlException, ValueError) as error:
+        root = reader.parse(file).getroot()
+    except (ParseError, OSError, ValueError) as error:  # of the last kind are defusedxml's
         raise InputError(f"{file} is no XML ({type(error).__name__}: {error}): restore or delete it") from error
     if root.tag != "annotation":
         raise InputError(
             f"{file} has the root <{root.tag}>: Pascal VOC's files have <annotation>; delete it, or convert it"
         )
-    return root  # type: ignore[no-any-return]
+    return root
 
 
 def _text(obj: Element, key: str, file: Path | None) -> str:

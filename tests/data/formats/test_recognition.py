@@ -39,6 +39,7 @@ def coco(names=("cat", "dog"), used=1, image="a.jpg", first_id=1, group=None):
         ("train/annotations.json", "train/a.jpg", "train"),
         ("val/labels.json", "val/images/a.jpg", "val"),
         ("data-test.json", "a.jpg", "test"),
+        ("labels.json", "data/a.jpg", "train"),  # FiftyOne's
     ],
 )
 @pytest.mark.parametrize("as_file", [False, True])
@@ -97,6 +98,8 @@ def test_different_categories_of_roboflows_files_are_an_error(tmp_path, photo, t
         ([], r"holds no data set of a known layout: known are COCO"),
         (["a.jpg"], r"holds no data set of a known layout"),
         (["inner/data.yaml", "inner/images/a.jpg"], r"known layout, but .*/inner does"),
+        (["../data.yaml", "a.jpg"], r"known layout, but .* does: known are"),
+        (["../annotations/train.json", "a.jpg"], r"known layout, but .* does: known are"),
         (["train.json", "a.jpg", "data.yaml", "images/a.jpg"], r"holds COCO \(.*train.json\) and YOLO \(.*data.yaml\)"),
         (["a.xml", "a.jpg", "train.json"], r"holds COCO \(.*\) and Pascal VOC \(.*\): give the path"),
         (["one.json", "two.json", "a.jpg"], r"one.json tells no split, and is not the only one beside .*two.json"),
@@ -106,16 +109,18 @@ def test_different_categories_of_roboflows_files_are_an_error(tmp_path, photo, t
     ],
 )
 def test_a_folder_that_is_not_understood(tmp_path, photo, text, files, message):
+    folder = tmp_path / "mine"
+    folder.mkdir()
     contents = {
         ".json": coco(),
         ".yaml": "train: images\nnames: [cat]\n",
         ".xml": xml_file([xml_object("a", (1, 1, 2, 2))]),
     }
     for name in files:
-        path = tmp_path / name
+        path = folder / name
         photo(path) if path.suffix == ".jpg" else text(path, contents[path.suffix])
     with pytest.raises(InputError, match=message) as error:
-        recognize(tmp_path)
+        recognize(folder)
     assert "\n" not in str(error.value)
 
 

@@ -89,6 +89,28 @@ def test_layouts(tmp_path, photo, text, images, yaml):
     assert x["annotations"][0]["bbox"] == BOX
 
 
+def test_classes_txt_beside_images_and_labels(tmp_path, photo, text):
+    text(tmp_path / "classes.txt", "cat\ndog\n")
+    photo(tmp_path / "images/a.jpg")
+    text(tmp_path / "labels/a.txt", LINE)
+    found = recognize(tmp_path)
+    assert (found.kind, found.class_names, list(found.splits)) == ("YOLO", ["cat", "dog"], ["train"])
+    assert objects(tmp_path)[0]["bbox"] == BOX
+    for split in ("train", "valid"):
+        photo(tmp_path / f"images/{split}/b.jpg")
+    assert list(recognize(tmp_path).splits) == ["train", "val"]
+
+
+def test_boxes_over_the_border_are_kept_for_the_checks_to_count(yolo):
+    assert objects(yolo("0 0 0.5 0.5 0.5\n0 1 1 1 1\n0 0.5 0.5 0 0.1"))[0]["bbox"] == [-16, 12, 16, 36]
+
+
+def test_caches_of_other_programs_are_no_images(yolo, photo, tmp_path):
+    photo(tmp_path / "images/train/.thumbnails/a.jpg")
+    photo(tmp_path / "images/train/._a.jpg")
+    assert len(objects(yolo())) == 1
+
+
 def test_a_list_of_images_is_relative_to_itself(yolo, tmp_path, text):
     yolo(yaml="train: train.txt\nnames: [cat, dog]\n")
     text(tmp_path / "train.txt", "./images/train/a.jpg\n")
@@ -190,7 +212,11 @@ def test_an_image_that_cannot_be_opened_is_named(yolo, tmp_path):
 
 
 def test_the_missing_package_is_named(yolo, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "supervision"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "supervision", None)
     found = recognize(yolo())
-    with pytest.raises(InputError, match=re.escape("pip install -e '.[data]'")):
+    message = "the package supervision, which is not installed: pip install -e '.[data]'"
+    with pytest.raises(InputError, match=re.escape(message)) as error:
         found.splits["train"].dicts()
+    assert "line 1" not in str(error.value)
