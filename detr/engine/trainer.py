@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from detr.engine.dry_run import evaluate_one_image
 from detr.engine.early_stopping import EarlyStopping, StoppableLoop, check_patience
 from detr.engine.evaluation import is_detr
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
+from detr.engine.validation_loss import build_loss_loader, check_loss, validation_losses
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         The data sets are not checked by a subclass that builds its own loaders.
         """
         solver.check_batch_size(cfg)
+        check_loss(cfg)
         rows = {}
         if not self._overrides("build_test_loader", "test"):
             rows = data_checks.check_test_sets(cfg, own_evaluator=self._overrides("build_evaluator"))
@@ -64,6 +67,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
                 num_images = data_checks.count_training_images(cfg)
         cfg = solver.schedule_in_iterations(cfg, num_images)
         check_patience(cfg)
+        self._loss_loaders = {name: self.build_loss_loader(cfg, name) for name in cfg.DATASETS.TEST if cfg.TEST.LOSS}
         with _keep_for_loader(cfg, dicts):
             super().__init__(cfg)
         # Saves memory: the gradients of the last step are freed before the forward pass.
@@ -82,12 +86,17 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """
         return [x for hook in super().build_hooks() for x in self._in_place_of(hook)]
 
-    def _in_place_of(self, hook: HookBase | None) -> list[HookBase | None]:
+    def _in_place_of(self, hook: Any) -> list[HookBase | None]:
         cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
         if type(hook) is hooks.PeriodicCheckpointer and is_detr(cfg):
-            kept = cfg.SOLVER.CHECKPOINTS_KEPT or None
-            options = {"max_to_keep": kept, "milestones": cfg.SOLVER.STEPS, "evaluation_period": period}
-            return [PeriodicCheckpointer(hook.checkpointer, hook.period, **options)]
+            checkpointer = PeriodicCheckpointer(
+                hook.checkpointer,
+                hook.period,
+                max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT or None,
+                milestones=cfg.SOLVER.STEPS,
+                evaluation_period=period,
+            )
+            return [checkpointer]
         if type(hook) is hooks.EvalHook:
             return [EvalHook(period, hook._func), *self._hooks_after_evaluation()]
         if type(hook) is hooks.PeriodicWriter:
@@ -95,10 +104,12 @@ class Trainer(DefaultTrainer, StoppableLoop):
         return [hook]
 
     def _hooks_after_evaluation(self) -> list[HookBase]:
-        cfg, found = self.cfg, list[HookBase]()
-        if not cfg.DATASETS.TEST or not cfg.TEST.EVAL_PERIOD:
+        cfg, period, found = self.cfg, self.cfg.TEST.EVAL_PERIOD, list[HookBase]()
+        if self._loss_loaders:
+            found.append(EvalHook(period, partial(validation_losses, self.model, self._loss_loaders)))
+        if not cfg.DATASETS.TEST or not period:
             return found
-        period, metric = cfg.TEST.EVAL_PERIOD, evaluation.main_metric(cfg)
+        metric = evaluation.main_metric(cfg)
         if comm.is_main_process() and is_detr(cfg):
             found.append(BestCheckpointer(period, self.checkpointer, metric))
         if cfg.SOLVER.PATIENCE:
@@ -170,6 +181,11 @@ class Trainer(DefaultTrainer, StoppableLoop):
             return build_detection_test_loader(cfg, dataset_name)
         mapper, workers = DetrDatasetMapper(cfg, is_train=False), cfg.DATALOADER.NUM_WORKERS
         return build_detection_test_loader(load_dataset(dataset_name), mapper=mapper, num_workers=workers)
+
+    @classmethod
+    def build_loss_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """For TEST.LOSS: batches of a test set as ``Detr`` takes them in training; see ``build_loss_loader``."""
+        return build_loss_loader(cfg, dataset_name)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
