@@ -127,6 +127,8 @@ def add_detr_config(cfg: CN) -> None:
     # New: what counts the matches for AP of boxes and masks. "auto": hotcoco where it is installed, else pycocotools;
     # "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
     cfg.TEST.COCO_BACKEND = "auto"
+    # New: in training, an evaluation also computes the losses on the test sets, as `val_loss`, `val_loss_ce` and so on.
+    cfg.TEST.LOSS = False
     # New: evaluate one image of each test set before the first training step. False is for an evaluator that cannot
     # work on a single image.
     cfg.TEST.DRY_RUN = True

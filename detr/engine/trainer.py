@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from detr.engine.progress import CountedTests, TrainingProgress
 from detr.engine.results import results_table, results_text
 from detr.engine.schedule_checks import DataSizes, schedule_warnings
 from detr.engine.start_screen import report_data, show_evaluation, show_training
+from detr.engine.validation_loss import build_loss_loader, check_loss, validation_losses
 from detr.engine.written_configs import save_config
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         The data sets are not checked by a subclass that builds its own loaders.
         """
         solver.check_batch_size(cfg)
+        check_loss(cfg)
         self._given_cfg = cfg
         rows: dict[str, Row] = {}
         if not self._overrides("build_test_loader", "test"):
@@ -74,6 +77,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
                 logger.warning(line)
         self._test_images = sum(row["images"] for row in rows.values())
         check_patience(cfg)
+        self._loss_loaders = {name: self.build_loss_loader(cfg, name) for name in cfg.DATASETS.TEST if cfg.TEST.LOSS}
         with _keep_for_loader(cfg, dicts):
             super().__init__(cfg)
         # Saves memory: the gradients of the last step are freed before the forward pass.
@@ -96,12 +100,17 @@ class Trainer(DefaultTrainer, StoppableLoop):
             found.append(TrainingProgress(cfg, evaluation.main_metric(cfg) if cfg.DATASETS.TEST else None))
         return found
 
-    def _in_place_of(self, hook: HookBase | None) -> list[HookBase | None]:
+    def _in_place_of(self, hook: Any) -> list[HookBase | None]:
         cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
         if type(hook) is hooks.PeriodicCheckpointer and is_detr(cfg):
-            kept = cfg.SOLVER.CHECKPOINTS_KEPT or None
-            options = {"max_to_keep": kept, "milestones": cfg.SOLVER.STEPS, "evaluation_period": period}
-            return [PeriodicCheckpointer(hook.checkpointer, hook.period, **options)]
+            checkpointer = PeriodicCheckpointer(
+                hook.checkpointer,
+                hook.period,
+                max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT or None,
+                milestones=cfg.SOLVER.STEPS,
+                evaluation_period=period,
+            )
+            return [checkpointer]
         if type(hook) is hooks.EvalHook:
             return [EvalHook(period, hook._func), *self._hooks_after_evaluation()]
         if type(hook) is hooks.PeriodicWriter:
@@ -109,10 +118,12 @@ class Trainer(DefaultTrainer, StoppableLoop):
         return [hook]
 
     def _hooks_after_evaluation(self) -> list[HookBase]:
-        cfg, found = self.cfg, list[HookBase]()
-        if not cfg.DATASETS.TEST or not cfg.TEST.EVAL_PERIOD:
+        cfg, period, found = self.cfg, self.cfg.TEST.EVAL_PERIOD, list[HookBase]()
+        if self._loss_loaders:
+            found.append(EvalHook(period, partial(validation_losses, self.model, self._loss_loaders)))
+        if not cfg.DATASETS.TEST or not period:
             return found
-        period, metric = cfg.TEST.EVAL_PERIOD, evaluation.main_metric(cfg)
+        metric = evaluation.main_metric(cfg)
         if comm.is_main_process() and is_detr(cfg):
             found.append(BestCheckpointer(period, self.checkpointer, metric))
         if cfg.SOLVER.PATIENCE:
@@ -192,6 +203,11 @@ class Trainer(DefaultTrainer, StoppableLoop):
             return build_detection_test_loader(cfg, dataset_name)
         mapper, workers = DetrDatasetMapper(cfg, is_train=False), cfg.DATALOADER.NUM_WORKERS
         return build_detection_test_loader(load_dataset(dataset_name), mapper=mapper, num_workers=workers)
+
+    @classmethod
+    def build_loss_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """For TEST.LOSS: batches of a test set as ``Detr`` takes them in training; see ``build_loss_loader``."""
+        return build_loss_loader(cfg, dataset_name)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -1,24 +1,17 @@
 """Trainings that end before their schedule does."""
 
-import datetime
 import json
-import logging
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.checkpoint import Checkpointer
-from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
-from detectron2.engine import defaults as detectron2_defaults
+from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.utils import comm
 
-from detr.data.shapes import ensure_shapes
-from detr.engine.defaults import load_config
 from detr.engine.early_stopping import EarlyStopping, StoppableLoop
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
-from tests.conftest import QUICKSTART, SHORT, TINY, as_opts
 
 EARLY = {"SOLVER.MAX_ITER": 20, "TEST.EVAL_PERIOD": 2, "TEST.DRY_RUN": False, "SOLVER.CHECKPOINT_PERIOD": 100}
 
@@ -171,33 +164,3 @@ def test_a_loop_of_ones_own_stops(tmp_path):
 def test_a_loop_that_cannot_stop_is_an_error(tmp_path):
     with pytest.raises(TypeError, match=r"derives from .*StoppableLoop"):
         own_loop((SimpleTrainer,), str(tmp_path), patience=2).train(0, 50)
-
-
-def train_on_a_rank(rank: int, folder: str) -> None:
-    """Writes how far a rank came, in a training that stops and then in its resumption with more patience."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
-    )
-    comm.create_local_process_group(2)
-    ensure_shapes(Path(os.environ["DETECTRON2_DATASETS"]), train_images=48, val_images=16)
-    # Detectron2 asks for the rank's GPU.
-    detectron2_defaults.create_ddp_model = lambda model, **options: create_ddp_model(model, **options, device_ids=None)
-    logging.getLogger("detectron2").setLevel(logging.ERROR)
-    settings = {**TINY, **SHORT, **EARLY, "OUTPUT_DIR": f"{folder}/run", "DATALOADER.NUM_WORKERS": 0}
-    steps = []
-    for patience in (2, 3):
-        cfg = load_config(str(QUICKSTART), as_opts({**settings, "SOLVER.PATIENCE": patience}))
-        trainer, recorder, _ = trainer_with(cfg, [5.0, 4.0, 3.0] if patience == 2 else [4.0])
-        trainer.resume_or_load(resume=patience == 3)
-        trainer.train()
-        steps.append(recorder.seen)
-    Path(folder, f"rank_{rank}.json").write_text(json.dumps(steps))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_ranks_stop_together(tmp_path):
-    (tmp_path / "run").mkdir()
-    torch.multiprocessing.spawn(train_on_a_rank, args=(str(tmp_path),), nprocs=2)
-    ranks = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2)]
-    assert ranks[0] == ranks[1] == [[6, 6, 6], [8, 8, 8]]
