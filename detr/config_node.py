@@ -112,7 +112,7 @@ class DetrCfgNode(CfgNode, metaclass=_EqualToCfgNode):
         """As Detectron2's, without the keys that are overruled: a file does not show which was set last."""
         cfg = self.clone()
         if "SOLVER" in cfg and "TEST" in cfg:
-            for section, key in _overruled(cfg):
+            for section, key in overruled(cfg):
                 del cfg[section][key]
         return str(super(DetrCfgNode, cfg).dump(*args, **kwargs))
 
@@ -175,7 +175,7 @@ def _in_force(node: CfgNode, in_epochs: str, in_iterations: str) -> str:
     return in_iterations if _moment(node, in_iterations) > _moment(node, in_epochs) else in_epochs
 
 
-def _overruled(cfg: CfgNode) -> list[tuple[str, str]]:
+def overruled(cfg: CfgNode) -> list[tuple[str, str]]:
     """(section, key) of the schedule's keys that another one, set later, makes meaningless."""
     solver, overruled = cfg.SOLVER, []
     for section, in_epochs, in_iterations in SCHEDULE_PAIRS:
@@ -197,7 +197,7 @@ def settle_schedule(cfg: CfgNode) -> CfgNode:
     It is frozen if ``cfg`` is.
     """
     settled = cfg.clone()
-    for section, key in _overruled(cfg):
+    for section, key in overruled(cfg):
         if key in ("DROP_EPOCHS", "STEPS"):
             dict.__setitem__(settled[section], key, ())  # not by __setitem__: nobody sets a key here
         elif key.endswith("_EPOCHS"):

@@ -166,7 +166,7 @@ def check_registered(name: str) -> None:
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     raise InputError(
         f"the data set {name!r} is not registered{hint} Name your own in the config, as in "
-        f"DATASETS.REGISTER \"(('{name}', 'PATH'),)\", or register it in a script before training"
+        f"DATASETS.REGISTER \"(('{name}', 'PATH'),)\", or register it with detr.register_any(name, path)"
     )
 
 

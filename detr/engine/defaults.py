@@ -38,19 +38,22 @@ def parse_and_launch(main: Callable[[argparse.Namespace], Any], description: str
     parser.add_argument("--verbose", action="store_true", help="Detectron2's whole log on the terminal too")
     args = parser.parse_args()
     with exit_with_one_line():
-        if args.num_gpus > max(torch.cuda.device_count(), 1):
-            raise InputError(
-                f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}: ask for no more "
-                "(without a GPU, leave the option out)"
-            )
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
+        launch_on_gpus(
+            main, args, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url
         )
+
+
+def launch_on_gpus(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace, **machines: Any) -> None:
+    """Runs ``main(args)`` on ``args.num_gpus`` GPUs, or on the CPU; machines: as of Detectron2's ``launch``.
+
+    Raises InputError where this machine has fewer GPUs.
+    """
+    if args.num_gpus > max(torch.cuda.device_count(), 1):
+        raise InputError(
+            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}: ask for no more "
+            "(without a GPU, leave the option out)"
+        )
+    launch(main, args.num_gpus, args=(args,), **machines)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

@@ -43,14 +43,14 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
     Raises InputError for an unknown key, one without a value, or a wrong value.
     """
     where = "the command line"
-    for key, value in _pairs(opts, set(_keys(cfg))):
+    for key, value in option_pairs(cfg, opts):
         for name, part in _expanded(cfg, key, value):
             _merge(cfg, where, partial(cfg.merge_from_list, [name, part]))
 
 
-def _pairs(opts: Sequence[str], known: set[str]) -> Iterator[tuple[str, str]]:
-    """The keys with their values, of which everything behind the first = is a part."""
-    rest = iter(opts)
+def option_pairs(cfg: CfgNode, opts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The keys with their values, of which everything behind the first = is a part. Raises InputError."""
+    known, rest = set(_keys(cfg)), iter(opts)
     for opt in rest:
         if opt.startswith("--"):
             raise InputError(f"{opt} stands among the KEY VALUE pairs: options that start with -- go before them")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,12 +27,14 @@ from detr.data.statistics import Row
 from detr.engine import data_checks, evaluation, samplers, solver, terminal
 from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
+from detr.engine.early_stopping import EarlyStopping, StoppableLoop, check_patience
 from detr.engine.evaluation import is_detr
-from detr.engine.hooks import BestCheckpointer, PeriodicCheckpointer
+from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detr.engine.progress import CountedTests, TrainingProgress
 from detr.engine.results import results_table, results_text
 from detr.engine.schedule_checks import DataSizes, schedule_warnings
 from detr.engine.start_screen import report_data, show_evaluation, show_training
+from detr.engine.validation_loss import build_loss_loader, check_loss, validation_losses
 from detr.engine.written_configs import save_config
 
 logger = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ logger = logging.getLogger(__name__)
 _loaded: ContextVar[tuple[Any, list[dict[str, Any]]] | None] = ContextVar("loaded", default=None)
 
 
-class Trainer(DefaultTrainer):
+class Trainer(DefaultTrainer, StoppableLoop):
     """Trains ``Detr`` and its subclasses as the paper does, and other meta-architectures as Detectron2 does.
 
     Every method may be overridden with the signature that DefaultTrainer documents.
@@ -54,6 +57,7 @@ class Trainer(DefaultTrainer):
         The data sets are not checked by a subclass that builds its own loaders.
         """
         solver.check_batch_size(cfg)
+        check_loss(cfg)
         self._given_cfg = cfg
         rows: dict[str, Row] = {}
         if not self._overrides("build_test_loader", "test"):
@@ -72,6 +76,8 @@ class Trainer(DefaultTrainer):
             for line in schedule_warnings(cfg, DataSizes.measure(dicts)):
                 logger.warning(line)
         self._test_images = sum(row["images"] for row in rows.values())
+        check_patience(cfg)
+        self._loss_loaders = {name: self.build_loss_loader(cfg, name) for name in cfg.DATASETS.TEST if cfg.TEST.LOSS}
         with _keep_for_loader(cfg, dicts):
             super().__init__(cfg)
         # Saves memory: the gradients of the last step are freed before the forward pass.
@@ -83,29 +89,50 @@ class Trainer(DefaultTrainer):
         return any(inspect.getattr_static(cls, name) is not vars(Trainer)[name] for name in names)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """As DefaultTrainer's; of a ``Detr`` fewer checkpoints stay on disk, and the best one does.
+        """As DefaultTrainer's, with TEST.LOSS and SOLVER.PATIENCE.
 
-        After ``setup``, unless it left Detectron2's log on the terminal, there is a progress bar.
+        Metrics are written after every evaluation too. Of a ``Detr`` fewer checkpoints stay on disk, and the best one
+        does. After ``setup``, unless it left Detectron2's log on the terminal, there is a progress bar.
         """
-        cfg, found = self.cfg, super().build_hooks()
+        cfg = self.cfg
+        found = [x for hook in super().build_hooks() for x in self._in_place_of(hook)]
         if terminal.is_quiet():
             found.append(TrainingProgress(cfg, evaluation.main_metric(cfg) if cfg.DATASETS.TEST else None))
-        if not is_detr(cfg):
-            return found  # type: ignore[no-any-return]
-        for i, hook in enumerate(found):
-            if type(hook) is hooks.PeriodicCheckpointer:
-                found[i] = PeriodicCheckpointer(
-                    hook.checkpointer,
-                    hook.period,
-                    max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT or None,
-                    milestones=cfg.SOLVER.STEPS,
-                    evaluation_period=cfg.TEST.EVAL_PERIOD,
+        return found
+
+    def _in_place_of(self, hook: Any) -> list[HookBase | None]:
+        cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
+        if type(hook) is hooks.PeriodicCheckpointer and is_detr(cfg):
+            checkpointer = PeriodicCheckpointer(
+                hook.checkpointer,
+                hook.period,
+                max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT or None,
+                milestones=cfg.SOLVER.STEPS,
+                evaluation_period=period,
+            )
+            return [checkpointer]
+        if type(hook) is hooks.EvalHook:
+            return [EvalHook(period, hook._func), *self._hooks_after_evaluation()]
+        if type(hook) is hooks.PeriodicWriter:
+            return [PeriodicWriter(hook._writers, hook._period, evaluation_period=period)]
+        return [hook]
+
+    def _hooks_after_evaluation(self) -> list[HookBase]:
+        cfg, period, found = self.cfg, self.cfg.TEST.EVAL_PERIOD, list[HookBase]()
+        if self._loss_loaders:
+            found.append(EvalHook(period, partial(validation_losses, self.model, self._loss_loaders)))
+        if not cfg.DATASETS.TEST or not period:
+            return found
+        metric = evaluation.main_metric(cfg)
+        if comm.is_main_process() and is_detr(cfg):
+            found.append(BestCheckpointer(period, self.checkpointer, metric))
+        if cfg.SOLVER.PATIENCE:
+            found.append(
+                EarlyStopping(
+                    patience=cfg.SOLVER.PATIENCE, period=period, metric=metric, checkpointer=self.checkpointer
                 )
-        after_evaluation = next((i + 1 for i, hook in enumerate(found) if type(hook) is hooks.EvalHook), None)
-        if comm.is_main_process() and cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD and after_evaluation:
-            metric = evaluation.main_metric(cfg)
-            found.insert(after_evaluation, BestCheckpointer(cfg.TEST.EVAL_PERIOD, self.checkpointer, metric))
-        return found  # type: ignore[no-any-return]
+            )
+        return found
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; warns where masks would be trained on a box model that is frozen and was never trained.
@@ -131,7 +158,7 @@ class Trainer(DefaultTrainer):
                     "; ".join(untrained),
                 )
 
-    def train(self) -> dict[str, Any] | None:
+    def train(self) -> dict[str, Any] | None:  # type: ignore[override]  # DefaultTrainer's signature
         """Trains, and returns the last evaluation's results where there are any.
 
         Before the first step, one image of each test set is evaluated, unless a subclass has its own ``test``.
@@ -140,7 +167,7 @@ class Trainer(DefaultTrainer):
         show_training(cfg, self.model, self.checkpointer, self.start_iter, self._test_images)
         if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
             evaluate_one_image(type(self), cfg, self.model)
-        super().train()
+        super().train()  # type: ignore[call-arg]
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:
@@ -176,6 +203,11 @@ class Trainer(DefaultTrainer):
             return build_detection_test_loader(cfg, dataset_name)
         mapper, workers = DetrDatasetMapper(cfg, is_train=False), cfg.DATALOADER.NUM_WORKERS
         return build_detection_test_loader(load_dataset(dataset_name), mapper=mapper, num_workers=workers)
+
+    @classmethod
+    def build_loss_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """For TEST.LOSS: batches of a test set as ``Detr`` takes them in training; see ``build_loss_loader``."""
+        return build_loss_loader(cfg, dataset_name)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

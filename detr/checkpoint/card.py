@@ -1,0 +1,32 @@
+"""What a checkpoint says of its model, read and changed without a model."""
+
+import os
+
+from detr.checkpoint.class_rows import coco_names
+from detr.checkpoint.files import load_file, save_file
+from detr.checkpoint.hub import ZOO, local_path, parse_zoo_path
+from detr.checkpoint.options import split_options
+from detr.checkpoint.source import NOTE, read
+from detr.modeling.card import ModelCard
+
+
+def read_card(path: str) -> ModelCard | None:
+    """The card of the weights in a file, a folder of transformers', a URL or ``detr://NAME``; None if there is none.
+
+    path: as ``DetrCheckpointer.load`` takes it, options included. Released models have COCO's names; those behind
+        ``detr://`` are not downloaded for that
+
+    Raises InputError for weights that cannot be had or read.
+    """
+    path, options = split_options(path)
+    if path.startswith(ZOO):
+        return ModelCard(coco_names(parse_zoo_path(path).num_classes))
+    place = path if os.path.isdir(path) else local_path(path)
+    card = read(place, weights=options.weights).card()
+    return None if card == ModelCard() else card
+
+
+def set_score_threshold(path: str, threshold: float) -> None:
+    """Changes the card in a checkpoint of a training; all else in the file stays as it is. Raises InputError."""
+    content = load_file(path)
+    save_file({**content, NOTE: {**content.get(NOTE, {}), "score_threshold": threshold}}, path)
