@@ -25,8 +25,9 @@ from detr.data.shapes import register_shapes
 from detr.export import model as _exported  # noqa: F401  registers the meta-architecture "ExportedDetr"
 from detr.modeling import small_resnet  # noqa: F401  registers a backbone
 from detr.modeling.meta_arch import Detr
+from detr.predictor import Predictor
 
-__all__ = ["Detr", "add_detr_config", "model_zoo"]
+__all__ = ["Detr", "Predictor", "add_detr_config", "model_zoo"]
 __version__ = "0.1.0"
 
 register_shapes()

@@ -19,8 +19,8 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from detr import checkpoint, image_inputs, model_zoo
-from detr.checkpoint import DetrCheckpointer
+from detr import image_inputs, model_zoo
+from detr.checkpoint import DetrCheckpointer, read_card
 from detr.checkpoint.hub import RELEASED, ZOO, missing_hint, released_file
 from detr.config import EXPORT_DESCRIPTION, check_names
 from detr.data.metadata import class_names
@@ -191,13 +191,12 @@ def _config_of(model: str, config_file: str, opts: list[str]) -> CfgNode:
             "config file that its weights belong to"
         )
     if not os.path.isfile(model):
-        names = ", ".join(RELEASED)
-        raise InputError(f"there is no model {model}{missing_hint(model)}. Released models are {names}")
+        raise InputError(f"there is no model {model}{missing_hint(model)}; released are {', '.join(RELEASED)}")
     return _config_of_file(model, [*weights, *opts])
 
 
 def _config_of_file(path: str, opts: list[str]) -> CfgNode:
-    card = getattr(checkpoint, "read_card", lambda path: None)(path)
+    card = read_card(path)
     if card is not None and card.config:
         with tempfile.TemporaryDirectory() as folder:
             saved = Path(folder, "config.yaml")

@@ -4,16 +4,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from detectron2.data import Metadata
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.visualizer import Visualizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from detr import drawing
+from detr.drawing import draw_objects, label_text
 
 MIN_SHOWN_SIDE = 384  # pixels; smaller images are enlarged, so that labels can be read
 GAP = 8  # pixels between pictures
@@ -30,15 +31,9 @@ def draw_boxes(
 ) -> np.ndarray:
     """image (H, W, 3) RGB uint8, boxes (M, 4) xyxy in its pixels -> the picture (H', W', 3) uint8, enlarged."""
     names = metadata.get("thing_classes")
-    labels = [names[index] if names else str(index) for index in classes]
-    if scores is not None:
-        labels = [f"{label} {score:.0%}" for label, score in zip(labels, scores, strict=True)]
-    scale = max(1.0, MIN_SHOWN_SIDE / min(image.shape[:2]))
-    colors = [matplotlib.colormaps["tab10"](index % 10)[:3] for index in classes]
-    drawn = Visualizer(image, metadata, scale=scale).overlay_instances(
-        boxes=boxes, labels=labels, assigned_colors=colors
-    )
-    return np.asarray(drawn.get_image())
+    shown = [None] * len(classes) if scores is None else scores
+    labels = [label_text(index, names, score) for index, score in zip(classes, shown, strict=True)]
+    return draw_objects(image, boxes, classes, labels, scale=_scale(image))
 
 
 def truth_beside_detections(
@@ -73,7 +68,7 @@ def truth_beside_panoptic(
 
     image: (H, W, 3) RGB uint8
     truth, predicted: segment ids (H, W), and a dict per segment with "id", "category_id" and "isthing"
-    metadata: of a panoptic data set, whose ``stuff_classes`` and ``stuff_colors`` list things and stuff
+    metadata: of a panoptic data set, whose ``stuff_classes`` list things and stuff
     """
     left = draw_segments(image, torch.from_numpy(truth[0].astype(np.int32)), truth[1], metadata)
     right = draw_segments(image, predicted[0].cpu(), predicted[1], metadata)
@@ -84,18 +79,11 @@ def draw_segments(
     image: np.ndarray, segmentation: Tensor, segments: Sequence[dict[str, Any]], metadata: Metadata
 ) -> np.ndarray:
     """image (H, W, 3) RGB uint8, ids (H, W) int32 -> the picture (H', W', 3) uint8, enlarged."""
-    scale = max(1.0, MIN_SHOWN_SIDE / min(image.shape[:2]))
-    visualizer = Visualizer(image, metadata, scale=scale)
-    shades = np.random.default_rng(0)
-    for segment in segments:
-        mask = (segmentation == segment["id"]).numpy()
-        color = np.array(metadata.stuff_colors[segment["category_id"]]) / 255
-        if segment["isthing"]:
-            color = (color + shades.uniform(-0.2, 0.2, 3)).clip(0, 1)
-        name = metadata.stuff_classes[segment["category_id"]]
-        score = f" {segment['score']:.0%}" if "score" in segment else ""
-        visualizer.draw_binary_mask(mask, color=color, text=name + score, alpha=0.7, area_threshold=0)
-    return np.asarray(visualizer.output.get_image())
+    return drawing.draw_segments(image, segmentation, segments, metadata.stuff_classes, _scale(image))
+
+
+def _scale(image: np.ndarray) -> float:
+    return max(1.0, MIN_SHOWN_SIDE / min(image.shape[:2]))
 
 
 def _captioned(picture: np.ndarray, text: str) -> np.ndarray:

@@ -21,6 +21,7 @@ MAY_SEE_CFG = {
     "analysis.py",
     "convert/verification.py",
     "export/__init__.py",
+    "predictor.py",  # a model's config and preprocessing, as Detectron2's DefaultPredictor
 }
 # module or package -> what it must not import
 FORBIDDEN = {
@@ -53,7 +54,7 @@ def violations(path: str, source: str) -> list[str]:
     for package, others in FORBIDDEN.items():
         if within(module, package) and imported(*others):
             found.append(f"{path} must not import {imported(*others)}")
-    if imported("detr.visualization") and module != "detr.visualization":
+    if imported("detr.visualization", "detr.drawing") and module != "detr.visualization":
         found.append(f"{path}: pictures are drawn by scripts, not by the package")
     if imported("detectron2.model_zoo"):
         found.append(f"{path}: detectron2.model_zoo needs pkg_resources, which setuptools dropped")
