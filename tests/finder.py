@@ -19,7 +19,7 @@ SMALLEST = 6  # pixels of the model's input: what is smaller is overlooked
 
 @META_ARCH_REGISTRY.register()
 class BlobFinder(Detr):
-    """Red blobs are of class 0, green ones of class 1; scores are 0.9."""
+    """Red blobs are of class 0, blue ones of class 1; scores are 0.9."""
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"instances": _find(x)} for x in batched_inputs]
@@ -32,8 +32,8 @@ def _find(x: dict[str, Any]) -> Instances:
     for index, (rows, columns) in enumerate(scipy.ndimage.find_objects(blobs), start=1):
         if min(rows.stop - rows.start, columns.stop - columns.start) >= SMALLEST:
             boxes.append([columns.start, rows.start, columns.stop, rows.stop])
-            red, green, _ = image[:, blobs == index].mean(1)
-            classes.append(int(green > red))
+            red, _, blue = image[:, blobs == index].mean(1)
+            classes.append(int(blue > red))
     scale = np.array([x["width"] / image.shape[2], x["height"] / image.shape[1]] * 2)
     return Instances(
         (x["height"], x["width"]),
