@@ -21,6 +21,7 @@ MAY_SEE_CFG = {
     "analysis.py",
     "convert/verification.py",
     "export/__init__.py",
+    "export/metadata.py",
     "predictor.py",  # a model's config and preprocessing, as Detectron2's DefaultPredictor
 }
 # module or package -> what it must not import

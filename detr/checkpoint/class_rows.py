@@ -71,17 +71,18 @@ def match(old: Sequence[str], new: Sequence[str]) -> list[int | None]:
     taken: set[int] = set()
     for form in (str, simplified):
         places: dict[str, list[int]] = defaultdict(list)
-        for index, name in enumerate(old):
-            if index not in taken:
-                places[form(name)].append(index)
-        for index, name in enumerate(new):
-            candidates = places[form(name)]
-            if found[index] is None and candidates:
-                # Of several classes with one name, each keeps its place where it can.
-                chosen = index if index in candidates else candidates[0]
-                candidates.remove(chosen)
-                found[index] = chosen
-                taken.add(chosen)
+        for row, name in enumerate(old):
+            if row not in taken:
+                places[form(name)].append(row)
+        # Of several classes with one name each keeps its place where it can.
+        for at_its_place in (True, False):
+            for index, name in enumerate(new):
+                rows = places[form(name)]
+                if found[index] is None and rows and (index in rows or not at_its_place):
+                    row = index if at_its_place else rows[0]
+                    rows.remove(row)
+                    taken.add(row)
+                    found[index] = row
     return found
 
 
@@ -106,13 +107,13 @@ def plan_rows(old: Sequence[str], new: Sequence[str]) -> RowPlan | None:
     fresh = [name for name, row in zip(new, rows, strict=True) if row is None]
     line = ""
     if not same_number:
-        names = f" and {len(shared)} classes of the same name ({listed(shared)})" if shared else ""
-        others = f", {len(fresh)} classes are re-initialized ({listed(fresh)})" if fresh else ""
+        names = f" and {_count(shared)} of the same name ({listed(shared)})" if shared else ""
+        others = f"; re-initialized: {_count(fresh)} ({listed(fresh)})" if fresh else ""
         line = (
             f"class_embed: {len(old) + 1} rows in the weights, {len(new) + 1} wanted: kept are no-object{names}{others}"
         )
     elif fresh:
-        line = f"class_embed: {len(fresh)} of {len(new)} classes are re-initialized ({listed(fresh)})"
+        line = f"class_embed: re-initialized: {_count(fresh)} of {len(new)} ({listed(fresh)})"
     return RowPlan(tuple(rows), line, _warning(moved, renamed))
 
 
@@ -125,11 +126,15 @@ def _warning(moved: Sequence[str], renamed: Sequence[str]) -> str:
         )
     if renamed:
         texts.append(
-            f"{len(renamed)} classes have another name in the weights and begin with the row at their place: "
+            f"the weights do not have {_count(renamed)} by name, which begin with the row at their place: "
             f"{listed(renamed)}; that suits a fine-tuning on similar classes, and is a mistake if they are meant to be "
             "the same: then correct the names or their order in the data set"
         )
     return "; ".join(texts)
+
+
+def _count(classes: Sequence[str]) -> str:
+    return "1 class" if len(classes) == 1 else f"{len(classes)} classes"
 
 
 def take_rows(state: State, initial: Mapping[str, Tensor], rows: Sequence[int | None], num_old: int) -> State:

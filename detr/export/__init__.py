@@ -7,7 +7,7 @@ model = load("detr_onnx")
 import importlib.metadata
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,11 @@ from detr.config import EXPORT_DESCRIPTION, changed_from_defaults, check_names
 from detr.engine.defaults import check_weights, check_whole, load_config
 from detr.errors import InputError
 from detr.export.checking import check, format_sizes
-from detr.export.model import Description, ExportedDetr
+from detr.export.metadata import as_texts, make_metadata
+from detr.export.model import NETWORK, Description, ExportedDetr
 from detr.export.networks import parts
 from detr.export.runtimes import FORMATS
+from detr.export.script import write_script
 from detr.export.writing import PACKAGES, check_packages, write_graph
 from detr.modeling.card import without_training
 from detr.modeling.meta_arch import Detr
@@ -121,9 +123,16 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
     model: Detr = build_model(cfg)
     cfg.MODEL.DEVICE = built_for
     if cfg.MODEL.WEIGHTS:
-        checkpointer = DetrCheckpointer(model)
+        checkpointer, of_config = DetrCheckpointer(model), model.card
+        # The weights know best what their classes are; the config's data set may be another one.
+        model.card = replace(of_config, class_names=None)
         checkpointer.load(cfg.MODEL.WEIGHTS)
         check_whole(checkpointer.reinitialized, "this would export")
+        model.card = replace(
+            of_config,
+            class_names=model.card.class_names or of_config.class_names,
+            score_threshold=of_config.score_threshold or checkpointer.card.score_threshold,
+        )
     else:
         print("WARNING: MODEL.WEIGHTS is empty, so that random weights are exported", file=sys.stderr)
     methods = ("inference", "preprocess", "postprocess")
@@ -143,14 +152,17 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
 def _write(model: Detr, cfg: CfgNode, output: str, format: str) -> Description:
     described: list[Description] = []
 
+    metadata = make_metadata(model, cfg)
+
     def write(folder: str) -> None:
         for part in parts(model):
+            if part.name == NETWORK:
+                part.metadata = as_texts(metadata)
             write_graph(format, part, folder)
         description = Description(
             format=format,
             device=model.device.type,
             masks=model.mask_head is not None,
-            is_thing=model.postprocessor.is_thing.tolist(),
             size_divisibility=model.backbone.size_divisibility,
             padding_constraints=dict(model.backbone.padding_constraints),
             files={name: os.path.getsize(os.path.join(folder, name)) for name in sorted(os.listdir(folder))},
@@ -158,7 +170,9 @@ def _write(model: Detr, cfg: CfgNode, output: str, format: str) -> Description:
             weights=os.path.basename(cfg.MODEL.WEIGHTS),
             versions={name: importlib.metadata.version(name) for name in ("torch", *PACKAGES[format])},
             checked=[],
+            **metadata,
         )
+        write_script(format, metadata, folder)
         with open(os.path.join(folder, CONFIG), "w", encoding="utf-8") as file:
             file.write(_config_of_export(cfg, os.path.abspath(output)).dump())
         description.write(folder)
