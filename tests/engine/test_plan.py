@@ -7,9 +7,7 @@ from detr.engine.plan import make_plan
 PHOTO = 800 * 1067 / 1e6  # megapixels
 
 
-@pytest.mark.parametrize(
-    ("images", "epochs"), [(1000, 20), (250, 40), (40, 100), (3, 100), (4000, 10), (118_000, 10)]
-)
+@pytest.mark.parametrize(("images", "epochs"), [(1000, 20), (250, 40), (40, 100), (3, 100), (4000, 10), (118_000, 10)])
 def test_epochs_by_the_root_of_the_number_of_images(images, epochs):
     assert make_plan(images, PHOTO, 80, on_gpu=True, pretrained=True).epochs == epochs
 
