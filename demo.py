@@ -4,7 +4,7 @@
 python demo.py --model detr_R_50 --input photo.jpg --output predictions
 python demo.py --model output/mine/model_best.pth --input photos 'more/*.png' --output predictions --json found.json
 python demo.py --model exported_folder --video-input clip.mp4 --output clip_detected.mp4 --batch 8
-python demo.py --config-file configs/COCO-Detection/detr_R_50.yaml --input aerial.jpg --output predictions --tiles 800 \\
+python demo.py --config-file configs/COCO-Detection/detr_R_50.yaml --input aerial.jpg --output drawn --tiles 800 \\
     --opts MODEL.WEIGHTS detr://detr_R_50
 """
 
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 import numpy as np
@@ -36,8 +36,15 @@ INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 Sink = Callable[[Item, np.ndarray], None]  # takes the drawn picture of an item
 
 
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong option in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_argument_group("the model, by one or both of")
     model.add_argument(
         "--model",

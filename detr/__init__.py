@@ -27,8 +27,9 @@ from detr.export import model as _exported  # noqa: F401  registers the meta-arc
 from detr.foreign_warnings import hide_foreign_warnings
 from detr.modeling import small_resnet  # noqa: F401  registers a backbone
 from detr.modeling.meta_arch import Detr
+from detr.predictor import Predictor
 
-__all__ = ["Detr", "add_detr_config", "model_zoo", "register_any"]
+__all__ = ["Detr", "Predictor", "add_detr_config", "model_zoo", "register_any"]
 __version__ = "0.1.0"
 
 hide_foreign_warnings()

@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.font_manager import FontProperties
+from PIL import Image
 from torch import Tensor
 
 from detr.labels import gap, place_labels
@@ -26,7 +27,7 @@ def class_color(index: int) -> Color:
     return colorsys.hls_to_rgb(hue, (0.5, 0.62, 0.4)[index // 8 % 3], 0.9)
 
 
-def label(index: int, class_names: Sequence[str] | None, score: float | None = None) -> str:
+def label_text(index: int, class_names: Sequence[str] | None, score: float | None = None) -> str:
     """ "cat 98%", or the class's number where nothing names it."""
     name = class_names[index] if class_names else f"class {index}"
     return name if score is None else f"{name} {score:.0%}"
@@ -55,7 +56,7 @@ def draw_instances(
     order = instances.scores.argsort(descending=True)  # in a crowd, the most certain ones are labeled
     instances = instances[order]
     classes = instances.pred_classes.tolist()
-    labels = [label(x, class_names, score) for x, score in zip(classes, instances.scores.tolist(), strict=True)]
+    labels = [label_text(x, class_names, score) for x, score in zip(classes, instances.scores.tolist(), strict=True)]
     masks = instances.pred_masks if instances.has("pred_masks") else None
     return draw_objects(image, instances.pred_boxes.tensor.numpy(), classes, labels, masks, scale)
 
@@ -109,7 +110,7 @@ def draw_segments(
             continue
         color = class_color(segment["category_id"])
         visualizer.draw_binary_mask(mask, color=color, edge_color=(1, 1, 0.95), alpha=0.5, area_threshold=0)
-        labels.append(label(segment["category_id"], class_names, segment.get("score")))
+        labels.append(label_text(segment["category_id"], class_names, segment.get("score")))
         boxes.append(_middle(mask))
         colors.append(color)
     _write_labels(visualizer, labels, np.array(boxes).reshape(-1, 4), colors, centered=True)
@@ -173,4 +174,11 @@ def _measure(visualizer: Visualizer, labels: Sequence[str], points: float) -> np
 
 
 def _picture(visualizer: Visualizer) -> np.ndarray:
-    return np.ascontiguousarray(visualizer.output.get_image())
+    """What was drawn, over the image, which matplotlib would take seconds to resample to its own size."""
+    output = visualizer.output
+    output.ax.images[0].remove()  # the image, below masks
+    buffer, (width, height) = output.canvas.print_to_buffer()
+    drawn = np.frombuffer(buffer, dtype=np.uint8).reshape(height, width, 4)
+    below = Image.fromarray(visualizer.img).resize((width, height), Image.Resampling.NEAREST)
+    picture = Image.alpha_composite(below.convert("RGBA"), Image.fromarray(drawn))
+    return np.array(picture.convert("RGB"))

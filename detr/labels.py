@@ -36,32 +36,47 @@ def place_labels(
         if size[0] > width or size[1] > height:
             positions.append(None)
             continue
-        corners, costs = _candidates(box, size, centered)
-        corners = np.clip(corners, 0, [width - size[0], height - size[1]])
-        candidates = np.concatenate([corners, corners + size], axis=1)  # (C, 4)
-        costs = costs + HIDING * _hidden_share(candidates, visible)
-        costs[(_intersection(candidates, placed) > 0).any(1)] = np.inf
-        best = costs.argmin()
-        if np.isinf(costs[best]):
+        near = _at_box(box, size, centered)
+        best, cost = _cheapest(near, LATER_CORNER * np.arange(len(near)), size, placed, visible, image_size)
+        if cost > 1:  # no place away from the box costs less than that
+            steps = np.arange(-REACH, REACH + 0.5, 0.5) * size[1]
+            grid = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+            costs = 1 + np.hypot(*grid.T) / size[1]
+            away, cost_away = _cheapest(near[0] + grid, costs, size, placed, visible, image_size)
+            best, cost = (away, cost_away) if cost_away < cost else (best, cost)
+        if np.isinf(cost):
             positions.append(None)
             continue
-        placed = np.concatenate([placed, candidates[best][None]])
-        positions.append((float(corners[best][0]), float(corners[best][1])))
+        placed = np.concatenate([placed, [[*best, *(best + size)]]])
+        positions.append((float(best[0]), float(best[1])))
     return positions
 
 
-def _candidates(box: np.ndarray, size: np.ndarray, centered: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(C, 2) positions and their costs (C,): at the box, and on a grid around the first of these."""
+def _at_box(box: np.ndarray, size: np.ndarray, centered: bool) -> np.ndarray:
+    """(C, 2) positions, the best first."""
     (x0, y0, x1, y1), (w, h) = box, size
     if centered:
-        near = [((x0 + x1 - w) / 2, (y0 + y1 - h) / 2)]
-    else:  # above, inside, below; first on the left, where a reader begins
-        near = [(x, y) for x in (x0, x1 - w) for y in (y0 - h, y0, y1, y1 - h)]
-        near += [(x1, y0), (x0 - w, y0)]
-    steps = np.arange(-REACH, REACH + 0.5, 0.5) * h
-    grid = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-    positions = np.concatenate([np.array(near), near[0] + grid])
-    return positions, np.concatenate([LATER_CORNER * np.arange(len(near)), 1 + np.hypot(*grid.T) / h])
+        return np.array([((x0 + x1 - w) / 2, (y0 + y1 - h) / 2)])
+    # above, inside, below; first on the left, where a reader begins
+    corners = [(x, y) for x in (x0, x1 - w) for y in (y0 - h, y0, y1, y1 - h)]
+    return np.array([*corners, (x1, y0), (x0 - w, y0)])
+
+
+def _cheapest(
+    positions: np.ndarray,
+    costs: np.ndarray,
+    size: np.ndarray,
+    placed: np.ndarray,
+    boxes: np.ndarray,
+    image_size: tuple[float, float],
+) -> tuple[np.ndarray, float]:
+    """Of C positions, moved into the image, the one of least cost; that is infinite where labels would overlap."""
+    positions = np.clip(positions, 0, np.array(image_size) - size)
+    labels = np.concatenate([positions, positions + size], axis=1)  # (C, 4)
+    costs = costs + HIDING * _hidden_share(labels, boxes)
+    costs[(_intersection(labels, placed) > 0).any(1)] = np.inf
+    best = costs.argmin()
+    return positions[best], float(costs[best])
 
 
 def _hidden_share(candidates: np.ndarray, boxes: np.ndarray) -> np.ndarray:

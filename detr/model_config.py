@@ -42,8 +42,7 @@ def config_of(model: str, config_file: str = "", opts: Sequence[str] = ()) -> Cf
             "config file that its weights belong to"
         )
     if not os.path.isfile(model):
-        names = ", ".join(RELEASED)
-        raise InputError(f"there is no model {model}{missing_hint(model)}. Released models are {names}")
+        raise InputError(f"there is no model {model}{missing_hint(model)}; released are {', '.join(RELEASED)}")
     return _config_of_file(model, [*weights, *opts])
 
 
@@ -61,5 +60,6 @@ def _config_of_file(path: str, opts: list[str]) -> CfgNode:
     if released is not None:
         return load_config(model_zoo.config_file(released.name), opts)
     raise InputError(
-        f"{path} says nothing of its config, and no config.yaml lies beside it: name its config file with --config-file, in Python config_file="
+        f"{path} says nothing of its config, and no config.yaml lies beside it: name its config file with "
+        "--config-file, in Python config_file="
     )

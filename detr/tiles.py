@@ -1,6 +1,5 @@
 """Small objects in large images: the image in overlapping tiles and as a whole, through SAHI."""
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,13 @@ class TileModel(Detectron2DetectionModel):  # type: ignore[misc]
     """
 
     def __init__(self, predictor: Predictor) -> None:
-        names = predictor.class_names or [str(index) for index in range(len(predictor.category_ids))]
+        self.category_names = list(predictor.class_names or map(str, range(len(predictor.category_ids))))
+        self._outputs: list[dict[str, Any]] = []
         super().__init__(
             model=predictor,
             device=str(predictor.cfg.MODEL.DEVICE),
             confidence_threshold=predictor.threshold,
-            category_mapping={str(index): name for index, name in enumerate(names)},
+            category_mapping={str(index): name for index, name in enumerate(self.category_names)},
         )
 
     def check_dependencies(self, packages: list[str] | None = None) -> None:
@@ -40,7 +40,6 @@ class TileModel(Detectron2DetectionModel):  # type: ignore[misc]
 
     def set_model(self, model: Predictor, **kwargs: Any) -> None:
         self.model = model
-        self.category_names = list(self.category_mapping.values())
 
     def perform_inference(self, image: np.ndarray) -> None:
         """image: (H, W, 3) uint8, RGB."""
@@ -57,11 +56,11 @@ class TileModel(Detectron2DetectionModel):  # type: ignore[misc]
     ) -> None:
         shifts = _one_each(shift_amount_list or [0, 0], len(self._outputs))
         shapes = _one_each(full_shape_list, len(self._outputs)) if full_shape_list else [None] * len(self._outputs)
-        found = []
+        found: list[list[ObjectPrediction]] = []
         for output, shift, shape in zip(self._outputs, shifts, shapes, strict=True):
             self._original_predictions = output
             super()._create_object_prediction_list_from_original_predictions([shift], shape and [shape])
-            found += self._object_prediction_list_per_image
+            found += self._object_prediction_list_per_image or []
         self._object_prediction_list_per_image = found
 
 
@@ -82,7 +81,6 @@ def predict_in_tiles(predictor: Predictor, image: np.ndarray, tile: int) -> Inst
         raise InputError(
             f"the side of a tile is {tile} pixels: name at least 1, such as the side the model was trained on"
         )
-    logging.getLogger("sahi").setLevel(logging.ERROR)  # it tells of its own switch of postprocessing
     found = get_sliced_prediction(
         image,
         TileModel(predictor),
@@ -103,6 +101,7 @@ def _instances(found: list[ObjectPrediction], size: tuple[int, int]) -> Instance
         scores=torch.tensor([float(x.score.value) for x in found]),
         pred_classes=torch.tensor([x.category.id for x in found], dtype=torch.int64),
     )
-    if found and all(x.mask is not None for x in found):
-        instances.pred_masks = torch.from_numpy(np.stack([x.mask.bool_mask for x in found]))
+    masks = [x.mask.bool_mask for x in found if x.mask is not None]
+    if masks:
+        instances.pred_masks = torch.from_numpy(np.stack(masks))
     return instances

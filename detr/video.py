@@ -44,7 +44,9 @@ class VideoReader:
         try:
             self._container = av.open(self.path)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise InputError(f"{self.path} cannot be read as a video ({_reason(error)})") from error
+            raise InputError(
+                f"{self.path} cannot be read as a video ({_reason(error)}): is the file complete?"
+            ) from error
         if not self._container.streams.video:
             self.close()
             raise InputError(f"{self.path} holds no pictures, and is no video")

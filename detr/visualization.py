@@ -16,7 +16,7 @@ from detr.data.images import read_image
 from detr.data.loading import load_dataset
 from detr.data.metadata import class_names, is_panoptic
 from detr.data.panoptic_mapper import read_segment_ids
-from detr.drawing import draw_instances, draw_objects, draw_segments, label
+from detr.drawing import draw_instances, draw_objects, draw_segments, label_text
 
 PICTURES = 8  # on a sheet
 MIN_SHOWN_SIDE, MAX_SHOWN_SIDE = 384, 640  # pixels; smaller images are enlarged, so that labels can be read
@@ -77,7 +77,7 @@ def draw_targets(x: dict[str, Any], image_format: str, names: Names) -> np.ndarr
     targets = x["instances"]
     classes = targets.gt_classes.tolist()
     masks = targets.gt_masks.tensor if targets.has("gt_masks") else None
-    labels = [label(index, names) for index in classes]
+    labels = [label_text(index, names) for index in classes]
     return draw_objects(image, targets.gt_boxes.tensor.numpy(), classes, labels, masks, _scale(image))
 
 
@@ -95,7 +95,7 @@ def truth_beside_detections(
     objects = [obj for obj in annotations if not obj.get("iscrowd", 0)]
     truth = [BoxMode.convert(obj["bbox"], obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in objects]
     classes = [obj["category_id"] for obj in objects]
-    labels = [label(index, names) for index in classes]
+    labels = [label_text(index, names) for index in classes]
     left = draw_objects(image, np.array(truth).reshape(-1, 4), classes, labels, scale=_scale(image))
     detections = detections.to("cpu")
     right = draw_instances(image, detections[detections.scores >= threshold], names, _scale(image))

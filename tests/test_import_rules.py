@@ -20,12 +20,12 @@ MAY_SEE_CFG = {
     "model_zoo.py",
     "model_config.py",
     "finetuning.py",
-    "predictor.py",
     "visualization.py",
     "analysis.py",
     "convert/verification.py",
     "export/__init__.py",
     "export/metadata.py",
+    "predictor.py",  # a model's config and preprocessing, as Detectron2's DefaultPredictor
 }
 PICTURES = ("detr.curves", "detr.drawing", "detr.visualization")
 # module or package -> what it must not import

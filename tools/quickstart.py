@@ -12,26 +12,17 @@ import contextlib
 import itertools
 import shlex
 import sys
+import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from detr.data.dataset_mapper import DetrDatasetMapper
-from detr.data.images import read_image
-from detr.data.metadata import is_panoptic
-from detr.data.panoptic_mapper import read_segment_ids
+from detr.curves import plot_training
 from detr.data.shapes import ensure_shapes
 from detr.engine import Trainer, setup
-from detr.engine.hooks import Minutes
 from detr.errors import exit_with_one_line
-from detr.visualization import plot_training, save_picture, sheet, truth_beside_detections, truth_beside_panoptic
+from detr.visualization import predictions_sheet, save_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "quickstart"
-PICTURES = 8  # validation images on the sheet
 METRICS = (
     ("box AP", "bbox", "AP"),
     ("AP50", "bbox", "AP50"),
@@ -53,22 +44,22 @@ def main() -> None:
     )
     print(ensure_shapes(), flush=True)
     opts = ["OUTPUT_DIR", str(output), *args.opts]
-    clock = Minutes()
     cfg = setup(
         argparse.Namespace(config_file=str(config), opts=opts, eval_only=False, resume=False, verbose=args.verbose)
     )
     trainer = Trainer(cfg)
-    trainer.register_hooks([clock])
     trainer.resume_or_load(resume=False)
+    start = time.perf_counter()
     results = trainer.train() or {}
+    taken = (time.perf_counter() - start) / 60
     plot_training(str(output / "metrics.json"), str(output / "training.png"))
-    save_picture(draw_predictions(cfg, trainer.model), str(output / "predictions.png"))
+    save_picture(predictions_sheet(cfg, trainer.model), str(output / "predictions.png"))
     numbers = ", ".join(f"{name} {results[task][key]:.1f}" for name, task, key in METRICS if task in results)
     evaluation = [sys.executable, str(ROOT / "train_net.py"), "--eval-only", "--config-file", str(config)]
     print(
-        f"Done in {clock.total():.1f} minutes: {numbers} on {cfg.DATASETS.TEST[0]}\n"
+        f"Done in {taken:.1f} minutes: {numbers} on {cfg.DATASETS.TEST[0]}\n"
         f"  {output / 'predictions.png'}  ground truth beside predictions\n"
-        f"  {output / 'training.png'}     loss against iterations, accuracy against time\n"
+        f"  {output / 'training.png'}     loss and accuracy against iterations\n"
         f"  {output / 'log.txt'}          the whole log\n"
         "The weights can be evaluated again with\n"
         f"  {shlex.join([*evaluation, *args.opts, 'MODEL.WEIGHTS', str(output / 'model_final.pth')])}"
@@ -92,25 +83,6 @@ def free_folder(wanted: str) -> Path:
             folder.mkdir(parents=True)
             return folder
     raise AssertionError("unreachable")
-
-
-def draw_predictions(cfg: CfgNode, model: torch.nn.Module) -> np.ndarray:
-    """The first validation images that have objects, two pairs a row: (H, W, 3) uint8."""
-    name = cfg.DATASETS.TEST[0]
-    metadata = MetadataCatalog.get(name)
-    mapper = DetrDatasetMapper(cfg, is_train=False)
-    segments = "segments_info" if is_panoptic(name) else "annotations"
-    chosen = [x for x in DatasetCatalog.get(name) if len(x[segments]) > 1][:PICTURES]
-    model.eval()
-    pairs = []
-    for x in chosen:
-        image, (output,) = read_image(x["file_name"], "RGB"), model([mapper(x)])
-        if "panoptic_seg" in output:
-            truth = read_segment_ids(x["pan_seg_file_name"]), x["segments_info"]
-            pairs.append(truth_beside_panoptic(image, truth, output["panoptic_seg"], metadata))
-        else:
-            pairs.append(truth_beside_detections(image, x["annotations"], output["instances"], metadata))
-    return sheet(pairs, columns=2)
 
 
 if __name__ == "__main__":
