@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 
 from detectron2.utils import comm
@@ -45,6 +46,8 @@ def quiet_logging() -> Iterator[None]:
     """Inside, Detectron2's logging is set up; it then writes to files only, and the terminal gets warnings."""
     with contextlib.redirect_stdout(io.StringIO()) as unseen:
         yield
+    # Of Detectron2's anchors. Only here, since a script of one's own may call torch.meshgrid like this itself.
+    warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
     for logger in map(logging.getLogger, LOGGERS):
         for handler in list(logger.handlers):
             if getattr(handler, "stream", None) is unseen or isinstance(handler, TerminalHandler):
