@@ -4,12 +4,11 @@ import logging
 import math
 import os
 import re
-import time
 from collections.abc import Collection
 from typing import Any
 
 from detectron2.checkpoint import Checkpointer
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import hooks
 from detectron2.utils.events import EventWriter
 
 logger = logging.getLogger(__name__)
@@ -131,26 +130,3 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
-
-
-class Minutes(HookBase):
-    """Records the minutes since the training began, for ``plot_training``; a resumed training counts on."""
-
-    def __init__(self) -> None:
-        self.before = 0.0  # of the training that is resumed
-
-    def before_train(self) -> None:
-        self.start = time.perf_counter()
-
-    def before_step(self) -> None:
-        # Before the step, so that Detectron2's writer, which comes after it, finds the number.
-        self.trainer.storage.put_scalar("minutes", self.total(), smoothing_hint=False)
-
-    def total(self) -> float:
-        return self.before + (time.perf_counter() - self.start) / 60
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"minutes": self.total()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.before = state_dict["minutes"]

@@ -105,7 +105,7 @@ class TrainingProgress(HookBase):
             parts.append(f"epoch {epoch}/{self.epochs}")
         if "total_loss" in storage.histories():
             parts.append(f"loss {storage.history('total_loss').median(WINDOW):.2f}")
-        if self.metric in storage.latest():
+        if self.metric is not None and self.metric in storage.latest():
             parts.append(f"{metric_name(self.metric)} {storage.latest()[self.metric][0]:.1f}")
         done = trainer.iter + 1 - trainer.start_iter
         timed = storage.histories().get("time")
