@@ -3,7 +3,6 @@
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 
 from detr.errors import InputError
 
@@ -11,7 +10,7 @@ from detr.errors import InputError
 def register_datasets(cfg: CfgNode) -> None:
     """Registers what DATASETS.REGISTER names, (name, path) or (name, path, split) each, in any format of register_any.
 
-    A name that is registered stays as it is. Raises InputError for another entry, and as register_any does.
+    A second call changes nothing. Raises InputError for another entry, and as register_any does.
     """
     entries = cfg.DATASETS.REGISTER
     if entries and isinstance(entries[0], str):  # a single one, whose brackets were forgotten
@@ -22,10 +21,10 @@ def register_datasets(cfg: CfgNode) -> None:
                 f"DATASETS.REGISTER has the entry {entry!r}: it must be (name, path) or (name, path, split), as in "
                 "DATASETS.REGISTER \"(('mine_train', 'mine/train.json'),)\""
             )
-        if entry[0] not in DatasetCatalog:
-            from detr.data.formats import register_any  # only here: its readers need packages of their own
+        # Only here: its readers need packages of their own.
+        from detr.data.formats import register_any
 
-            register_any(*entry)
+        register_any(*entry)
 
 
 def _is_entry(entry: Any) -> bool:

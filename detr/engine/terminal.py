@@ -16,11 +16,8 @@ WIDTH = 110  # characters of a line, and those of a label before it
 LABEL = 10
 LONGEST = 400  # characters of a warning of another package; some list every tensor of a model
 
-# (logger, beginning of the message) -> what the terminal needs not repeat
-_REPEATED = (
-    ("detectron2.engine.train_loop", "Exception during training"),  # the error itself follows
-    ("detectron2.solver", "SOLVER.STEPS contains values larger"),  # a warning of ours names the value to set
-)
+# Beginnings of messages that say again what the terminal has: the error itself, or a warning with the value to set.
+_REPEATED = ("Exception during training", "SOLVER.STEPS contains values larger")
 _COLORS = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -32,7 +29,7 @@ class TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = " ".join(_COLORS.sub("", record.getMessage()).split())
-        if any(record.name.startswith(name) and text.startswith(begin) for name, begin in _REPEATED):
+        if text.startswith(_REPEATED):
             return
         # Of a Detr the start screen says what is re-initialized.
         if record.name == "detr.checkpoint.checkpointer" and "re-initialized" in text:

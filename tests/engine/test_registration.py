@@ -12,7 +12,6 @@ def test_a_wrong_entry_is_told(entries, tiny_config):
 
 
 def test_a_config_names_its_own_data(tiny_config, shapes_root, registered):
-    pytest.importorskip("detr.data.formats")
     path = shapes_root / "shapes" / "annotations" / "instances_val.json"
     cfg = tiny_config({"DATASETS.REGISTER": f"(('named_in_config', '{path}'),)"})
     register_datasets(cfg)
