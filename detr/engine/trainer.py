@@ -174,6 +174,7 @@ class Trainer(DefaultTrainer):
         checkpointer = DetrCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         check_whole(checkpointer.reinitialized)
+        evaluation.warn_of_other_classes(cfg, checkpointer.model)
         results = cls.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
