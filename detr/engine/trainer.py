@@ -230,6 +230,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         check_whole(checkpointer.reinitialized)
         show_evaluation(cfg, model, checkpointer, resume)
+        evaluation.warn_of_other_classes(cfg, checkpointer.model)
         results = cls.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
