@@ -16,6 +16,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from detr.checkpoint import DetrCheckpointer
 from detr.config_node import was_set
@@ -30,6 +31,7 @@ from detr.engine.dry_run import evaluate_one_image
 from detr.engine.early_stopping import EarlyStopping, StoppableLoop, check_patience
 from detr.engine.evaluation import is_detr
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
+from detr.engine.run_writers import build_run_writers, check_logging
 from detr.engine.validation_loss import build_loss_loader, check_loss, validation_losses
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """
         solver.check_batch_size(cfg)
         check_loss(cfg)
+        data_checks.on_main_process(partial(check_logging, cfg))
         rows = {}
         if not self._overrides("build_test_loader", "test"):
             rows = data_checks.check_test_sets(cfg, own_evaluator=self._overrides("build_evaluator"))
@@ -119,6 +122,10 @@ class Trainer(DefaultTrainer, StoppableLoop):
                 )
             )
         return found
+
+    def build_writers(self) -> list[EventWriter]:
+        """As DefaultTrainer's, and those of LOGGING."""
+        return [*super().build_writers(), *build_run_writers(self.cfg)]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; warns where masks would be trained on a box model that is frozen and was never trained.
