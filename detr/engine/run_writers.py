@@ -87,7 +87,7 @@ class RunWriter(EventWriter):
         self._queue.put(isinstance(sys.exc_info()[1], (Exception, KeyboardInterrupt)))
         self._thread.join(CLOSING_SECONDS)
         if self._thread.is_alive():
-            self._warn(f"not all was sent in {CLOSING_SECONDS} seconds")
+            logger.warning("%s: not everything was sent within %s seconds", self.title, CLOSING_SECONDS)
         self._thread = None
 
     def _work(self, resume: bool) -> None:

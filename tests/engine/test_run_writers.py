@@ -207,7 +207,7 @@ def test_a_server_that_does_not_answer_holds_nothing_up(tmp_path, caplog, monkey
         assert time.perf_counter() - start < 0.3
         writer.close()
         assert time.perf_counter() - start < 3
-    assert "not all was sent in 0.5 seconds" in caplog.text
+    assert "MLflow: not everything was sent within 0.5 seconds" in caplog.text
 
 
 class ListWriter(RunWriter):
