@@ -11,6 +11,8 @@ from detectron2.checkpoint import Checkpointer
 from detectron2.engine import hooks
 from detectron2.utils.events import EventWriter
 
+from detr.engine.run_writers import RunWriter
+
 logger = logging.getLogger(__name__)
 
 
@@ -84,6 +86,11 @@ class PeriodicWriter(hooks.PeriodicWriter):
         """evaluation_period: as EvalHook's, which comes before this hook."""
         super().__init__(writers, period)
         self._every, self._evaluation_period = period, evaluation_period
+
+    def before_train(self) -> None:
+        for writer in self._writers:
+            if isinstance(writer, RunWriter):
+                writer.start(resume=self.trainer.start_iter > 0)
 
     def after_step(self) -> None:
         evaluated = self._evaluation_period > 0 and (self.trainer.iter + 1) % self._evaluation_period == 0
