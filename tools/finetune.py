@@ -134,7 +134,7 @@ def report(
     weights = best if best.is_file() else output / "model_final.pth"
     again = output.with_name(f"{output.name}_2")
     print(
-        f"  {weights}: the weights of the best epoch, with the names of the classes and this threshold\n"
+        f"  {weights}: the weights of the best epoch, with all that Predictor and demo.py need\n"
         f"  {output / 'predictions.png'}: ground truth beside predictions\n"
         f"  {output / 'training.png'}: loss and AP in the course of the training\n"
         f"  {output / CONFIG}: the config, with the reasons of the plan\n"
