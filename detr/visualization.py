@@ -133,7 +133,7 @@ def _captioned(picture: np.ndarray, text: str) -> np.ndarray:
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Lays pictures (H_i, W_i, 3) out in rows on white. Each row is as high as its highest picture; columns are alike."""
+    """Lays pictures (H_i, W_i, 3) out in rows on white. A row is as high as its highest picture."""
     width = max(picture.shape[1] for picture in pictures)
     lines = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
     heights = [max(picture.shape[0] for picture in line) for line in lines]
