@@ -14,7 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
-from detr.checkpoint import DetrCheckpointer
+from detr.checkpoint import DetrCheckpointer, read_card
 from detr.checkpoint.files import save_folder
 from detr.config import EXPORT_DESCRIPTION, changed_from_defaults, check_names
 from detr.engine.defaults import check_weights, check_whole, load_config
@@ -26,7 +26,7 @@ from detr.export.networks import parts
 from detr.export.runtimes import FORMATS
 from detr.export.script import write_script
 from detr.export.writing import PACKAGES, check_packages, write_graph
-from detr.modeling.card import without_training
+from detr.modeling.card import ModelCard, without_training
 from detr.modeling.meta_arch import Detr
 
 __all__ = ["FORMATS", "Report", "export", "get_config", "load"]
@@ -123,16 +123,15 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
     model: Detr = build_model(cfg)
     cfg.MODEL.DEVICE = built_for
     if cfg.MODEL.WEIGHTS:
-        checkpointer, of_config = DetrCheckpointer(model), model.card
         # The weights know best what their classes are; the config's data set may be another one.
-        model.card = replace(of_config, class_names=None)
+        card, names = read_card(cfg.MODEL.WEIGHTS) or ModelCard(), model.card.class_names
+        if card.class_names is not None and len(card.class_names) == model.num_classes:
+            names = card.class_names
+        threshold = model.card.score_threshold or card.score_threshold
+        model.card = replace(model.card, class_names=names, score_threshold=threshold)
+        checkpointer = DetrCheckpointer(model)
         checkpointer.load(cfg.MODEL.WEIGHTS)
         check_whole(checkpointer.reinitialized, "this would export")
-        model.card = replace(
-            of_config,
-            class_names=model.card.class_names or of_config.class_names,
-            score_threshold=of_config.score_threshold or checkpointer.card.score_threshold,
-        )
     else:
         print("WARNING: MODEL.WEIGHTS is empty, so that random weights are exported", file=sys.stderr)
     methods = ("inference", "preprocess", "postprocess")

@@ -158,6 +158,32 @@ def test_unknown_names_become_those_of_the_weights(trained, tiny_config, named, 
     ]
 
 
+def test_names_that_are_known_after_the_model_is_built(trained, tiny_config, named, tmp_path, caplog):
+    """Detectron2 reads the classes of a COCO file when it loads the data."""
+    _, path = trained()
+    settings = named(["a", "b", "c", "d"])
+    metadata = MetadataCatalog.get(settings["DATASETS.TRAIN"].split("'")[1])
+    del metadata.thing_classes
+    model, _ = load(tiny_config(settings), path, caplog)
+    assert warnings_in(caplog) == []
+    assert model.card.class_names == SHAPES
+    metadata.thing_classes = ["a", "b", "c", "d"]
+    assert model.card.class_names == ("a", "b", "c", "d")
+    DetrCheckpointer(model, str(tmp_path)).save("trained")
+    assert read_card(str(tmp_path / "trained.pth")).class_names == ("a", "b", "c", "d")
+
+
+def test_a_second_load_forgets_the_names_of_the_first(trained, tiny_config, tmp_path, caplog):
+    model, path = trained()
+    again, checkpointer = load(tiny_config({"DATASETS.TRAIN": "()", "DATASETS.TEST": "()"}), path, caplog)
+    model.card = replace(model.card, class_names=SHAPES[::-1])
+    DetrCheckpointer(model, str(tmp_path)).save("other")
+    checkpointer.load(str(tmp_path / "other.pth"))
+    assert again.card.class_names == SHAPES[::-1]
+    assert torch.equal(again.class_embed.bias, model.class_embed.bias)
+    assert warnings_in(caplog) == []
+
+
 def test_a_file_without_names_loads_by_number(trained, tiny_config, named, caplog):
     model, path = trained()
     changed(path, lambda content: content.update(detr={"dilation": False, "heads": 4}))
