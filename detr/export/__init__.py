@@ -7,14 +7,14 @@ model = load("detr_onnx")
 import importlib.metadata
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
-from detr.checkpoint import DetrCheckpointer, read_card
+from detr.checkpoint import DetrCheckpointer
 from detr.checkpoint.files import save_folder
 from detr.config import EXPORT_DESCRIPTION, changed_from_defaults, check_names
 from detr.engine.defaults import check_weights, check_whole, load_config
@@ -123,15 +123,13 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
     model: Detr = build_model(cfg)
     cfg.MODEL.DEVICE = built_for
     if cfg.MODEL.WEIGHTS:
-        # The weights know best what their classes are; the config's data set may be another one.
-        card, names = read_card(cfg.MODEL.WEIGHTS) or ModelCard(), model.card.class_names
-        if card.class_names is not None and len(card.class_names) == model.num_classes:
-            names = card.class_names
-        threshold = model.card.score_threshold or card.score_threshold
-        model.card = replace(model.card, class_names=names, score_threshold=threshold)
-        checkpointer = DetrCheckpointer(model)
+        of_config, checkpointer = model.card, DetrCheckpointer(model)
+        model.forget_classes()  # the config's data set may be another one than that of the weights
         checkpointer.load(cfg.MODEL.WEIGHTS)
         check_whole(checkpointer.reinitialized, "this would export")
+        names = model.card.class_names or of_config.class_names
+        threshold = of_config.score_threshold or checkpointer.card.score_threshold
+        model.card = ModelCard(names, of_config.config, threshold)
     else:
         print("WARNING: MODEL.WEIGHTS is empty, so that random weights are exported", file=sys.stderr)
     methods = ("inference", "preprocess", "postprocess")

@@ -65,6 +65,10 @@ class HasCard:
     def card(self, card: ModelCard) -> None:
         self._card = card
 
+    def forget_classes(self) -> None:
+        """From here on the classes are those of the weights that are loaded next."""
+        self._card, self._data_sets = replace(self._card, class_names=None), ()
+
 
 def make_card(cfg: CfgNode) -> ModelCard:
     """The card of a model that is built from ``cfg``; its classes are those of its first data set that is known."""
