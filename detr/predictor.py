@@ -21,7 +21,7 @@ from detectron2.structures import Instances
 
 from detr import image_inputs, model_zoo
 from detr.checkpoint import DetrCheckpointer, read_card
-from detr.checkpoint.hub import RELEASED, ZOO, missing_hint, released_file
+from detr.checkpoint.hub import RELEASED, ZOO, local_path, missing_hint, parse_zoo_path, released_file
 from detr.config import EXPORT_DESCRIPTION, check_names
 from detr.data.metadata import class_names
 from detr.data.transforms import AnnotatedImage, evaluation_augmentations
@@ -60,8 +60,8 @@ class Predictor:
         batch_size: int = 1,
     ) -> None:
         """
-        model: a released model (``detr_R_50`` or ``detr://detr_R_50``), a checkpoint file, or the folder of an
-            exported model. A checkpoint's config is the one that was saved in it, else ``config.yaml`` beside it
+        model: a released model (``detr_R_50`` or ``detr://detr_R_50``), a checkpoint's file or URL, or the folder of
+            an exported model. A checkpoint's config is the one that was saved in it, else ``config.yaml`` beside it
         config_file: the config for any weights; ``model`` may be empty where ``opts`` set MODEL.WEIGHTS
         opts: config keys and values, as on the command line
         classes: the K classes' names; by default those that were saved with the weights, else those of the config's
@@ -177,7 +177,7 @@ def _config_of(model: str, config_file: str, opts: list[str]) -> CfgNode:
     """The config of what a user calls a model, with its weights. Raises InputError where there is none."""
     if os.path.isfile(os.path.join(model, EXPORT_DESCRIPTION)):
         return load_config(config_file or os.path.join(model, "config.yaml"), opts)
-    name = model.removeprefix(ZOO)
+    name = parse_zoo_path(model).name if model.startswith(ZOO) else model
     if name in RELEASED and not os.path.exists(model):
         return load_config(config_file or model_zoo.config_file(name), ["MODEL.WEIGHTS", ZOO + name, *opts])
     weights = ["MODEL.WEIGHTS", model] if model else []
@@ -185,6 +185,8 @@ def _config_of(model: str, config_file: str, opts: list[str]) -> CfgNode:
         return load_config(config_file, [*weights, *opts])
     if not model:
         raise InputError("no model is named: give a released model's name, a checkpoint, or a config file")
+    if "://" in model:
+        return _config_of_file(local_path(model), [*weights, *opts])
     if os.path.isdir(model):
         raise InputError(
             f"the folder {model} holds no exported model ({EXPORT_DESCRIPTION}): name a checkpoint in it, or the "
