@@ -120,15 +120,29 @@ def add_detr_config(cfg: CN) -> None:
     # the one with the best AP or PQ and the final one are kept besides.
     cfg.SOLVER.CHECKPOINTS_KEPT = 3
 
+    # New: ends the training after so many evaluations in a row without a better AP (or PQ), 0 never. `model_best.pth`
+    # is the best state, `model_final.pth` the last one.
+    cfg.SOLVER.PATIENCE = 0
+
     # New: what counts the matches for AP of boxes and masks. "auto": hotcoco where it is installed, else pycocotools;
     # "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
     cfg.TEST.COCO_BACKEND = "auto"
+    # New: in training, an evaluation also computes the losses on the test sets, as `val_loss`, `val_loss_ce` and so on.
+    cfg.TEST.LOSS = False
     # New: evaluate one image of each test set before the first training step. False is for an evaluator that cannot
     # work on a single image.
     cfg.TEST.DRY_RUN = True
 
+    # New: data sets of your own, (name, path) or (name, path, split) each, in any format that detr.data.formats reads.
+    cfg.DATASETS.REGISTER = ()
+
     # New: read every image before training (of a JPEG the header) and compare its size with the data set's.
     cfg.DATALOADER.CHECK_IMAGES = True
+
+    # New: where metrics go beside TensorBoard and metrics.json, "" for nowhere. The run has the name of OUTPUT_DIR.
+    cfg.LOGGING = CN()
+    cfg.LOGGING.WANDB = ""  # a project of Weights & Biases
+    cfg.LOGGING.MLFLOW = ""  # a tracking URI of MLflow
 
     track((cfg, cfg.SOLVER, cfg.TEST))
 

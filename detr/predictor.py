@@ -6,9 +6,7 @@ instances = predictor("photo.jpg")
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +17,15 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from detr import image_inputs, model_zoo
-from detr.checkpoint import DetrCheckpointer, read_card
-from detr.checkpoint.hub import RELEASED, ZOO, local_path, missing_hint, parse_zoo_path, released_file
-from detr.config import EXPORT_DESCRIPTION, check_names
+from detr import image_inputs
+from detr.checkpoint import DetrCheckpointer
+from detr.config import check_names
 from detr.data.metadata import class_names
 from detr.data.transforms import AnnotatedImage, evaluation_augmentations
-from detr.engine.defaults import check_weights, check_whole, load_config
+from detr.engine.defaults import check_weights, check_whole
 from detr.errors import InputError
 from detr.image_inputs import ImageInput
+from detr.model_config import config_of
 from detr.modeling.postprocessing import Postprocessor
 
 DEFAULT_THRESHOLD = 0.5
@@ -77,7 +75,7 @@ class Predictor:
             raise InputError(f"the batch size is {batch_size}: it must be at least 1")
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"the threshold is {threshold}: a score is in [0, 1]")
-        cfg = _config_of(os.fspath(model), config_file, list(opts))
+        cfg = config_of(os.fspath(model), config_file, list(opts))
         cfg.MODEL.DEVICE = _device(cfg, device)
         check_names(cfg)
         exported = bool(cfg.MODEL.DETR.EXPORTED)
@@ -171,46 +169,6 @@ class Predictor:
             segmentation, segments = output["panoptic_seg"]
             finished["panoptic_seg"] = segmentation.to("cpu"), segments
         return finished
-
-
-def _config_of(model: str, config_file: str, opts: list[str]) -> CfgNode:
-    """The config of what a user calls a model, with its weights. Raises InputError where there is none."""
-    if os.path.isfile(os.path.join(model, EXPORT_DESCRIPTION)):
-        return load_config(config_file or os.path.join(model, "config.yaml"), opts)
-    name = parse_zoo_path(model).name if model.startswith(ZOO) else model
-    if name in RELEASED and not os.path.exists(model):
-        return load_config(config_file or model_zoo.config_file(name), ["MODEL.WEIGHTS", ZOO + name, *opts])
-    weights = ["MODEL.WEIGHTS", model] if model else []
-    if config_file:
-        return load_config(config_file, [*weights, *opts])
-    if not model:
-        raise InputError("no model is named: give a released model's name, a checkpoint, or a config file")
-    if "://" in model:
-        return _config_of_file(local_path(model), [*weights, *opts])
-    if os.path.isdir(model):
-        raise InputError(
-            f"the folder {model} holds no exported model ({EXPORT_DESCRIPTION}): name a checkpoint in it, or the "
-            "config file that its weights belong to"
-        )
-    if not os.path.isfile(model):
-        raise InputError(f"there is no model {model}{missing_hint(model)}; released are {', '.join(RELEASED)}")
-    return _config_of_file(model, [*weights, *opts])
-
-
-def _config_of_file(path: str, opts: list[str]) -> CfgNode:
-    card = read_card(path)
-    if card is not None and card.config:
-        with tempfile.TemporaryDirectory() as folder:
-            saved = Path(folder, "config.yaml")
-            saved.write_text(card.config, encoding="utf-8")
-            return load_config(str(saved), opts)
-    beside = os.path.join(os.path.dirname(path), "config.yaml")
-    if os.path.isfile(beside):
-        return load_config(beside, opts)
-    released = released_file(path)
-    if released is not None:
-        return load_config(model_zoo.config_file(released.name), opts)
-    raise InputError(f"{path} says nothing of its config, and no config.yaml lies beside it: name its config file")
 
 
 def _device(cfg: CfgNode, device: torch.device | str | None) -> str:

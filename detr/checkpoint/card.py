@@ -1,11 +1,12 @@
-"""Reads what a checkpoint says of its model, without a model."""
+"""What a checkpoint says of its model, read and changed without a model."""
 
 import os
 
 from detr.checkpoint.class_rows import coco_names
+from detr.checkpoint.files import load_file, save_file
 from detr.checkpoint.hub import ZOO, local_path, parse_zoo_path
 from detr.checkpoint.options import split_options
-from detr.checkpoint.source import read
+from detr.checkpoint.source import NOTE, read
 from detr.modeling.card import ModelCard
 
 
@@ -23,3 +24,9 @@ def read_card(path: str) -> ModelCard | None:
     place = path if os.path.isdir(path) else local_path(path)
     card = read(place, weights=options.weights).card()
     return None if card == ModelCard() else card
+
+
+def set_score_threshold(path: str, threshold: float) -> None:
+    """Changes the card in a checkpoint of a training; all else in the file stays as it is. Raises InputError."""
+    content = load_file(path)
+    save_file({**content, NOTE: {**content.get(NOTE, {}), "score_threshold": threshold}}, path)

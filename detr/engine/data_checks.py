@@ -19,7 +19,6 @@ from detr.data.panoptic_checks import check_panoptic_truth, check_segments
 from detr.data.statistics import (
     Row,
     box_statistics,
-    log_table,
     segment_statistics,
     warn_of_surplus,
     warn_of_unseen_classes,
@@ -36,6 +35,7 @@ from detr.engine.evaluation import (
     measures_pq,
 )
 from detr.engine.samplers import check_sampler
+from detr.engine.start_screen import report_data
 from detr.errors import InputError
 
 PERFECT = 99.9  # percent, without the error of summing
@@ -51,7 +51,7 @@ def check_test_sets(cfg: CfgNode, own_evaluator: bool = False) -> dict[str, Row]
 
     The main process checks; an InputError is raised on all ranks.
     """
-    return _on_main_process(partial(_check_test_sets, cfg, own_evaluator)) or {}
+    return on_main_process(partial(_check_test_sets, cfg, own_evaluator)) or {}
 
 
 def _check_test_sets(cfg: CfgNode, own_evaluator: bool) -> dict[str, Row]:
@@ -100,7 +100,7 @@ def check_training_sets(cfg: CfgNode, test_rows: dict[str, Row] | None = None) -
     Every rank loads, since it needs the dicts. The main process checks; an InputError is raised on all ranks.
     """
     dicts = load_training_sets(cfg)
-    _on_main_process(partial(_check_training_sets, cfg, dicts, test_rows or {}))
+    on_main_process(partial(_check_training_sets, cfg, dicts, test_rows or {}))
     return dicts
 
 
@@ -120,7 +120,7 @@ def _check_training_sets(cfg: CfgNode, dicts: list[dict[str, Any]], test_rows: d
         key = "segments_info" if panoptic else "annotations"
         objects = [[obj for obj in x[key] if panoptic or not obj.get("iscrowd")] for x in dicts]
         warn_of_surplus(dicts, list(map(len, objects)), cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
-        log_table({title: row, **test_rows})
+        report_data({title: row, **test_rows})
         classes = class_names(names[0])
         if classes:
             warn_of_unseen_classes(dicts, classes)
@@ -188,7 +188,7 @@ def _check_truth(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> None:
             )
 
 
-def _on_main_process(check: Callable[[], Any]) -> Any:
+def on_main_process(check: Callable[[], Any]) -> Any:
     """Runs a check on the main process only, and raises its error on all ranks, so that none waits for the others.
 
     Returns the check's result, and None on the other ranks.

@@ -52,7 +52,7 @@ def evaluate_one_image(trainer: type[DefaultTrainer], cfg: CfgNode, model: torch
     one_image = _OneImage(trainer, folder)
     evaluate = partial(vars(DefaultTrainer)["test"].__func__, one_image, _with_folder(cfg, folder), model)
     try:
-        with _unchanged(model, cfg.DATASETS.TEST), quiet():
+        with unchanged(model, cfg.DATASETS.TEST), quiet():
             # A training of no step: its hook calls the evaluation and checks the results as in a real one.
             loop = TrainerBase()
             loop.register_hooks([hooks.EvalHook(0, evaluate)])
@@ -157,7 +157,7 @@ def _has_both_kinds(panoptic: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _unchanged(model: torch.nn.Module, dataset_names: Collection[str]) -> Iterator[None]:
+def unchanged(model: torch.nn.Module, dataset_names: Collection[str]) -> Iterator[None]:
     """Restores what an evaluation changes: modes of modules, random states, metadata, counts of logged lines."""
     modes = [(module, module.training) for module in model.modules()]
     states: list[tuple[Callable[[Any], None], Any]] = [

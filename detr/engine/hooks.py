@@ -1,4 +1,4 @@
-"""Hooks of a training: when checkpoints are written, and which stay on disk."""
+"""Hooks of a training: when checkpoints and metrics are written, which checkpoints stay, when it is evaluated."""
 
 import logging
 import math
@@ -9,6 +9,9 @@ from typing import Any
 
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import hooks
+from detectron2.utils.events import EventWriter
+
+from detr.engine.run_writers import RunWriter
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,40 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             self.max_to_keep = None
         super().step(iteration, **kwargs)
         self.period, self.max_to_keep = period, max_to_keep
+
+
+class EvalHook(hooks.EvalHook):
+    """Detectron2's; a training that ends early, at an evaluation, is not evaluated twice."""
+
+    _eval_after_train: bool
+    _evaluated = 0  # steps that were done at the last evaluation
+
+    def _do_eval(self) -> None:
+        super()._do_eval()
+        self._evaluated = self.trainer.iter + 1
+
+    def after_train(self) -> None:
+        self._eval_after_train = self._eval_after_train and self._evaluated != self.trainer.iter
+        super().after_train()
+
+
+class PeriodicWriter(hooks.PeriodicWriter):
+    """Detectron2's, which writes after every evaluation too: of values between two writings only the last is kept."""
+
+    def __init__(self, writers: list[EventWriter], period: int = 20, *, evaluation_period: int = 0) -> None:
+        """evaluation_period: as EvalHook's, which comes before this hook."""
+        super().__init__(writers, period)
+        self._every, self._evaluation_period = period, evaluation_period
+
+    def before_train(self) -> None:
+        for writer in self._writers:
+            if isinstance(writer, RunWriter):
+                writer.start(resume=self.trainer.start_iter > 0)
+
+    def after_step(self) -> None:
+        evaluated = self._evaluation_period > 0 and (self.trainer.iter + 1) % self._evaluation_period == 0
+        self._period = 1 if evaluated else self._every
+        super().after_step()
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

@@ -1,6 +1,7 @@
 """What a model is besides its tensors: the names of its classes, how it prepares images, and its thresholds."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -39,6 +40,12 @@ def make_card(cfg: CfgNode) -> ModelCard:
         _node(config, "MODEL", "DETR", "PANOPTIC").THINGS = sum(things)
     names = dataset_classes(keys.NUM_CLASSES, data_sets)
     return ModelCard(names, str(config.dump()), keys.INSTANCE_SCORE_THRESHOLD or None)
+
+
+def card_of_arguments(*args: Any, **kwargs: Any) -> ModelCard | None:
+    """The card by the arguments of a model's constructor; None where there is no cfg among them."""
+    cfg = args[0] if args else kwargs.get("cfg")
+    return make_card(cfg) if isinstance(cfg, CfgNode) else None
 
 
 def without_training(cfg: CfgNode) -> CfgNode:

@@ -156,12 +156,14 @@ class SetCriterion(nn.Module):
         num_boxes = self._num_boxes(targets)
         return {"loss_mask": focal / num_boxes, "loss_dice": dice / num_boxes}
 
-    @staticmethod
-    def _num_boxes(targets: Targets) -> Tensor | float:
-        """Objects per rank, averaged over all ranks and at least 1, without waiting for the device."""
+    def _num_boxes(self, targets: Targets) -> Tensor | float:
+        """Objects per rank, averaged over all ranks and at least 1, without waiting for the device.
+
+        In evaluation, where ranks may have different numbers of batches, those of this rank.
+        """
         count = sum(targets.sizes)
         world_size = comm.get_world_size()
-        if world_size == 1:
+        if world_size == 1 or not self.training:
             return max(count, 1.0)
         total = torch.full((), float(count), device=targets.boxes.device)  # a fill: to copy it would wait
         torch.distributed.all_reduce(total)

@@ -1,0 +1,22 @@
+"""What ``train_net.py`` runs, for scripts of one's own too."""
+
+import argparse
+from typing import Any
+
+from detr.engine.defaults import setup
+from detr.engine.trainer import Trainer
+
+
+def main(args: argparse.Namespace) -> Any:
+    """Trains, or with ``args.eval_only`` evaluates. Runs on every rank; returns the evaluation's results.
+
+    args: of Detectron2's command line, see ``parse_and_launch``
+
+    Raises InputError for a config, data sets or weights that do not do.
+    """
+    cfg = setup(args)
+    if args.eval_only:
+        return Trainer.evaluate(cfg, resume=args.resume)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()

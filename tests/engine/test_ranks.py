@@ -1,0 +1,67 @@
+"""Two processes: they stop together, and the loss on a test set is that of one process."""
+
+import datetime
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import create_ddp_model
+from detectron2.engine import defaults as detectron2_defaults
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+from detr.data.shapes import ensure_shapes
+from detr.engine.defaults import load_config
+from detr.engine.validation_loss import validation_losses
+from tests.conftest import QUICKSTART, SHORT, TINY, as_opts
+from tests.engine.test_early_stopping import EARLY, trainer_with
+from tests.engine.test_validation_loss import MASKS, images, one_by_one
+
+
+def losses(wrap, shares):
+    """The losses of a model with masks, for each of the shares of batches."""
+    torch.manual_seed(0)
+    model = build_model(load_config(str(QUICKSTART), as_opts({**TINY, **MASKS})))
+    return [validation_losses(wrap(model), {"set": share}) for share in shares]
+
+
+def train(rank: int, folder: str) -> list[tuple[int, int, int]]:
+    """How far a training comes that stops, and then its resumption with more patience."""
+    # Detectron2 asks for the rank's GPU.
+    detectron2_defaults.create_ddp_model = lambda model, **options: create_ddp_model(model, **options, device_ids=None)
+    settings = {**TINY, **SHORT, **EARLY, "OUTPUT_DIR": f"{folder}/run", "DATALOADER.NUM_WORKERS": 0}
+    steps = []
+    for patience, values in ((2, [5.0, 4.0, 3.0]), (3, [4.0])):
+        cfg = load_config(str(QUICKSTART), as_opts({**settings, "SOLVER.PATIENCE": patience, "TEST.LOSS": True}))
+        trainer, recorder, _ = trainer_with(cfg, values)
+        trainer.resume_or_load(resume=patience == 3)
+        trainer.train()
+        steps.append(recorder.seen)
+    return steps
+
+
+def run_a_rank(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+    )
+    comm.create_local_process_group(2)
+    ensure_shapes(Path(os.environ["DETECTRON2_DATASETS"]), train_images=48, val_images=16)
+    batches = one_by_one(images(masks=True))
+    shares = (batches[:2], batches[2:])[rank], (batches, [])[rank]  # of different lengths, and of none
+    results = {"losses": losses(torch.nn.parallel.DistributedDataParallel, shares), "steps": train(rank, folder)}
+    Path(folder, f"rank_{rank}.json").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_stop_together_and_share_the_loss(tmp_path):
+    (tmp_path / "run").mkdir()
+    torch.multiprocessing.spawn(run_a_rank, args=(str(tmp_path),), nprocs=2)
+    (expected,) = losses(lambda model: model, [one_by_one(images(masks=True))])
+    for rank in range(2):
+        results = json.loads((tmp_path / f"rank_{rank}.json").read_text())
+        assert results["steps"] == [[6, 6, 6], [8, 8, 8]]
+        for found in results["losses"]:
+            assert found == pytest.approx(expected, rel=1e-4)
