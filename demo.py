@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import detr  # noqa: F401  explains how to install Detectron2 where it is missing
+import detr
 from detr.coco_results import ResultsFile, coco_results
 from detr.drawing import draw_prediction
 from detr.errors import InputError, exit_with_one_line
@@ -50,7 +50,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--model",
         default="",
         metavar="NAME|FILE|FOLDER",
-        help="a released model such as detr_R_50, a checkpoint (its config is in it or beside it), an exported folder",
+        help="a checkpoint (its config is in it or beside it), the folder of an exported model, or a released model: "
+        + ", ".join(detr.model_zoo.names()),
     )
     model.add_argument("--config-file", default="", metavar="FILE", help="the model's config; weights: --opts")
     model.add_argument("--classes", metavar="A,B,C", help="names of the classes; default: those of the training")

@@ -139,6 +139,11 @@ def add_detr_config(cfg: CN) -> None:
     # New: read every image before training (of a JPEG the header) and compare its size with the data set's.
     cfg.DATALOADER.CHECK_IMAGES = True
 
+    # New: where metrics go beside TensorBoard and metrics.json, "" for nowhere. The run has the name of OUTPUT_DIR.
+    cfg.LOGGING = CN()
+    cfg.LOGGING.WANDB = ""  # a project of Weights & Biases
+    cfg.LOGGING.MLFLOW = ""  # a tracking URI of MLflow
+
     track((cfg, cfg.SOLVER, cfg.TEST))
 
 

@@ -4,6 +4,7 @@ import colorsys
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
@@ -14,6 +15,10 @@ from torch import Tensor
 from detr.labels import gap, place_labels
 
 Color = tuple[float, float, float]
+
+MASK_OPACITY, SEGMENT_OPACITY = 0.45, 0.5
+SEGMENT_EDGE: Color = (1.0, 1.0, 0.95)  # between two segments of one class too
+EDGE_OF_SIDE = 400  # of the image's side is an edge's width
 
 PADDING = 2.0  # pixels around a text, which Detectron2 makes dark
 # The height of the letters grows with the picture, though less than its side does.
@@ -76,12 +81,15 @@ def draw_objects(
 
     Returns the picture (H', W', 3) uint8, RGB.
     """
-    visualizer = _visualizer(image, scale)
     colors = [class_color(index) for index in classes]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    for index in (-areas).argsort(kind="stable"):  # small ones over large ones
-        if masks is not None:
-            visualizer.draw_binary_mask(masks[index].numpy(), color=colors[index], alpha=0.45, area_threshold=0)
+    order = (-areas).argsort(kind="stable")  # small ones over large ones
+    if masks is not None:
+        image = image.copy()
+        for index in order:
+            _paint(image, masks[index].numpy(), colors[index], MASK_OPACITY, colors[index])
+    visualizer = _visualizer(image, scale)
+    for index in order:
         visualizer.draw_box(boxes[index], edge_color=colors[index], alpha=0.9)
     _write_labels(visualizer, labels, boxes, colors, centered=False)
     return _picture(visualizer)
@@ -102,19 +110,37 @@ def draw_segments(
 
     Returns the picture (H', W', 3) uint8, RGB.
     """
-    visualizer = _visualizer(image, scale)
+    image = image.copy()
     labels, boxes, colors = [], [], []
     for segment in segments:
         mask = (segmentation == segment["id"]).numpy()
         if not mask.any():
             continue
         color = class_color(segment["category_id"])
-        visualizer.draw_binary_mask(mask, color=color, edge_color=(1, 1, 0.95), alpha=0.5, area_threshold=0)
+        _paint(image, mask, color, SEGMENT_OPACITY, SEGMENT_EDGE)
         labels.append(label_text(segment["category_id"], class_names, segment.get("score")))
         boxes.append(_middle(mask))
         colors.append(color)
+    visualizer = _visualizer(image, scale)
     _write_labels(visualizer, labels, np.array(boxes).reshape(-1, 4), colors, centered=True)
     return _picture(visualizer)
+
+
+def _paint(image: np.ndarray, mask: np.ndarray, color: Color, opacity: float, edge: Color) -> None:
+    """Lays a mask over an image, in place. Detectron2's ``draw_binary_mask`` takes seconds for a large image.
+
+    image: (H, W, 3) uint8; mask: (H, W) bool
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    part, inside = np.ascontiguousarray(image[window]), mask[window]
+    part[inside] = part[inside] * (1 - opacity) + np.array(color) * 255 * opacity
+    contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    width = max(round((image.shape[0] * image.shape[1]) ** 0.5 / EDGE_OF_SIDE), 1)
+    cv2.drawContours(part, contours, -1, [channel * 255 for channel in edge], width, cv2.LINE_AA)
+    image[window] = part
 
 
 def _middle(mask: np.ndarray) -> tuple[float, float, float, float]:

@@ -193,7 +193,8 @@ def write_config(cfg: CfgNode, reasons: Collection[str], output: str) -> str:
 def evaluate_best(cfg: CfgNode, model: torch.nn.Module) -> tuple[dict[str, Any], OperatingPoint | None]:
     """Loads the best checkpoint of the training in OUTPUT_DIR into its model, and evaluates it.
 
-    Returns the results, and on the main process the score threshold with the best precision and recall, if there is one.
+    Returns the results and, on the main process, the score threshold with the best precision and recall, if there is
+    one.
     """
     path = os.path.join(cfg.OUTPUT_DIR, "model_best.pth")
     if os.path.isfile(path):

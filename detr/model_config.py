@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 from detr import model_zoo
 from detr.checkpoint import read_card
-from detr.checkpoint.hub import RELEASED, ZOO, missing_hint, released_file
+from detr.checkpoint.hub import RELEASED, ZOO, local_path, missing_hint, parse_zoo_path, released_file
 from detr.config import EXPORT_DESCRIPTION
 from detr.engine.defaults import load_config
 from detr.errors import InputError
@@ -18,8 +18,8 @@ from detr.errors import InputError
 def config_of(model: str, config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """The config of what a user calls a model, not frozen, with MODEL.WEIGHTS.
 
-    model: a released model's name, with or without ``detr://``, a checkpoint file, or the folder of an exported model;
-        "" where ``opts`` set MODEL.WEIGHTS
+    model: a released model's name, with or without ``detr://``, a checkpoint's file or URL, or the folder of an
+        exported model; "" where ``opts`` set MODEL.WEIGHTS
     config_file: in the place of the weights' own config
     opts: config keys and values, as on the command line
 
@@ -28,7 +28,7 @@ def config_of(model: str, config_file: str = "", opts: Sequence[str] = ()) -> Cf
     opts = list(opts)
     if os.path.isfile(os.path.join(model, EXPORT_DESCRIPTION)):
         return load_config(config_file or os.path.join(model, "config.yaml"), opts)
-    name = model.removeprefix(ZOO)
+    name = parse_zoo_path(model).name if model.startswith(ZOO) else model
     if name in RELEASED and not os.path.exists(model):
         return load_config(config_file or model_zoo.config_file(name), ["MODEL.WEIGHTS", ZOO + name, *opts])
     weights = ["MODEL.WEIGHTS", model] if model else []
@@ -36,6 +36,8 @@ def config_of(model: str, config_file: str = "", opts: Sequence[str] = ()) -> Cf
         return load_config(config_file, [*weights, *opts])
     if not model:
         raise InputError("no model is named: give a released model's name, a checkpoint, or a config file")
+    if "://" in model:
+        return _config_of_file(local_path(model), [*weights, *opts])
     if os.path.isdir(model):
         raise InputError(
             f"the folder {model} holds no exported model ({EXPORT_DESCRIPTION}): name a checkpoint in it, or the "

@@ -58,8 +58,8 @@ class Predictor:
         batch_size: int = 1,
     ) -> None:
         """
-        model: a released model (``detr_R_50`` or ``detr://detr_R_50``), a checkpoint file, or the folder of an
-            exported model. A checkpoint's config is the one that was saved in it, else ``config.yaml`` beside it
+        model: a released model (``detr_R_50`` or ``detr://detr_R_50``), a checkpoint's file or URL, or the folder of
+            an exported model. A checkpoint's config is the one that was saved in it, else ``config.yaml`` beside it
         config_file: the config for any weights; ``model`` may be empty where ``opts`` set MODEL.WEIGHTS
         opts: config keys and values, as on the command line
         classes: the K classes' names; by default those that were saved with the weights, else those of the config's

@@ -3,6 +3,7 @@
 import http.server
 import itertools
 import threading
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -264,6 +265,8 @@ def test_released_models_are_known_by_name(monkeypatch):
         ({"model": "detr_r50"}, r"there is no model detr_r50; did you mean detr://detr_R_50\?"),
         ({"model": "no.pth"}, r"there is no model no\.pth.*released are detr_R_50, "),
         ({"model": str(ROOT / "docs")}, "holds no exported model"),
+        ({"model": "detr://detr_R_51"}, "no released model is named 'detr_R_51'; did you mean"),
+        ({"model": str(QUICKSTART)}, "shapes_detection.yaml is refused|cannot be read|no PyTorch file"),
         ({}, "no model is named"),
         ({"config_file": str(QUICKSTART)}, "no weights are named"),
         ({"model": "detr_R_50", "device": "cuda:7"}, "CUDA is not available here"),
@@ -275,6 +278,19 @@ def test_what_is_no_model(arguments, message):
         pytest.skip("needs a machine without a GPU")
     with pytest.raises(InputError, match=message):
         Predictor(**arguments)
+
+
+def test_weights_may_lie_on_the_web(weights, photos, cache):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=weights.parent)) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        predictor = Predictor(f"http://127.0.0.1:{running.server_port}/model.pth", threshold=0.1)
+        running.shutdown()
+    assert same(predictor(photos[0]), Predictor(weights, threshold=0.1)(photos[0]))
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
 
 
 def test_weights_of_another_model_are_an_error(weights):

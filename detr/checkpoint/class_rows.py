@@ -48,11 +48,15 @@ def simplified(name: str) -> str:
     return "".join(character for character in name.casefold() if character not in "_- ")
 
 
-def differences(old: Sequence[str], new: Sequence[str]) -> list[str]:
-    """The classes with another name in two lists of equal length, in words; old: of the weights."""
-    pairs = enumerate(zip(old, new, strict=True))
+def differences(old: Sequence[str], new: Sequence[str], where: str = "the checkpoint") -> list[str]:
+    """The classes with another name in two lists of equal length, in words.
+
+    old: the names in ``where``; new: those here
+    """
     return [
-        f"class {i} is {b!r} here and {a!r} in the checkpoint" for i, (a, b) in pairs if simplified(a) != simplified(b)
+        f"class {index} is {here!r} here and {there!r} in {where}"
+        for index, (there, here) in enumerate(zip(old, new, strict=True))
+        if simplified(there) != simplified(here)
     ]
 
 

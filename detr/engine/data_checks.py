@@ -51,7 +51,7 @@ def check_test_sets(cfg: CfgNode, own_evaluator: bool = False) -> dict[str, Row]
 
     The main process checks; an InputError is raised on all ranks.
     """
-    return _on_main_process(partial(_check_test_sets, cfg, own_evaluator)) or {}
+    return on_main_process(partial(_check_test_sets, cfg, own_evaluator)) or {}
 
 
 def _check_test_sets(cfg: CfgNode, own_evaluator: bool) -> dict[str, Row]:
@@ -100,7 +100,7 @@ def check_training_sets(cfg: CfgNode, test_rows: dict[str, Row] | None = None) -
     Every rank loads, since it needs the dicts. The main process checks; an InputError is raised on all ranks.
     """
     dicts = load_training_sets(cfg)
-    _on_main_process(partial(_check_training_sets, cfg, dicts, test_rows or {}))
+    on_main_process(partial(_check_training_sets, cfg, dicts, test_rows or {}))
     return dicts
 
 
@@ -188,7 +188,7 @@ def _check_truth(cfg: CfgNode, name: str, dicts: list[dict[str, Any]]) -> None:
             )
 
 
-def _on_main_process(check: Callable[[], Any]) -> Any:
+def on_main_process(check: Callable[[], Any]) -> Any:
     """Runs a check on the main process only, and raises its error on all ranks, so that none waits for the others.
 
     Returns the check's result, and None on the other ranks.

@@ -21,10 +21,12 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from detr.checkpoint.class_rows import differences, listed
 from detr.data.metadata import class_names, is_panoptic, thing_ids
 from detr.engine.coco_evaluation import FastCOCOEvaluator
 from detr.engine.panoptic_evaluation import panoptic_evaluator
 from detr.errors import InputError
+from detr.modeling.card import ModelCard
 from detr.modeling.preprocessing import BaseDetr
 
 # What the tasks of Detectron2's results are called in the table; panoptic numbers speak for themselves.
@@ -193,3 +195,19 @@ class ThingsEvaluator(FastCOCOEvaluator):
         self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:
         return super()._derive_coco_results(coco_eval, iou_type, self.thing_names)  # type: ignore[no-any-return]
+
+
+def warn_of_other_classes(cfg: CfgNode, model: torch.nn.Module) -> None:
+    """Warns of test sets that name or order the classes otherwise than the model, whose AP would mean nothing."""
+    card = getattr(model, "card", None)
+    known = (card.class_names if isinstance(card, ModelCard) else None) or ()
+    for name in cfg.DATASETS.TEST:
+        names = class_names(name) or []
+        if len(names) == len(known) and (found := differences(known, names, "the model")):
+            logger.warning(
+                "%s: its classes have other names or another order than the model's: %s. Unless they only have other "
+                "names, the results are wrong: correct the data set, or name it in DATASETS.TRAIN too, so that rows "
+                "are moved to the classes of the same name",
+                name,
+                listed(found),
+            )

@@ -4,13 +4,14 @@ import logging
 import math
 import os
 import re
-import time
 from collections.abc import Collection
 from typing import Any
 
 from detectron2.checkpoint import Checkpointer
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import hooks
 from detectron2.utils.events import EventWriter
+
+from detr.engine.run_writers import RunWriter
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,11 @@ class PeriodicWriter(hooks.PeriodicWriter):
         super().__init__(writers, period)
         self._every, self._evaluation_period = period, evaluation_period
 
+    def before_train(self) -> None:
+        for writer in self._writers:
+            if isinstance(writer, RunWriter):
+                writer.start(resume=self.trainer.start_iter > 0)
+
     def after_step(self) -> None:
         evaluated = self._evaluation_period > 0 and (self.trainer.iter + 1) % self._evaluation_period == 0
         self._period = 1 if evaluated else self._every
@@ -131,26 +137,3 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
-
-
-class Minutes(HookBase):
-    """Records the minutes since the training began, for ``plot_training``; a resumed training counts on."""
-
-    def __init__(self) -> None:
-        self.before = 0.0  # of the training that is resumed
-
-    def before_train(self) -> None:
-        self.start = time.perf_counter()
-
-    def before_step(self) -> None:
-        # Before the step, so that Detectron2's writer, which comes after it, finds the number.
-        self.trainer.storage.put_scalar("minutes", self.total(), smoothing_hint=False)
-
-    def total(self) -> float:
-        return self.before + (time.perf_counter() - self.start) / 60
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"minutes": self.total()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.before = state_dict["minutes"]

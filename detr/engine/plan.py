@@ -58,11 +58,12 @@ def make_plan(
     reasons = []
     if batch is None:
         fits = max((memory_gb - MODEL_GB) / (GB_PER_MEGAPIXEL * megapixels), 1)
-        most = min(fits, LARGEST_BATCH if on_gpu else LARGEST_BATCH_ON_CPU, images / STEPS_PER_EPOCH)
+        largest = LARGEST_BATCH if on_gpu else LARGEST_BATCH_ON_CPU
+        most = min(fits, largest, images / STEPS_PER_EPOCH)
         batch = 2 ** max(int(math.log2(max(most, 1))), 0)
         reasons.append(
-            f"batch {batch}: the largest power of 2 up to {LARGEST_BATCH if on_gpu else LARGEST_BATCH_ON_CPU} that fits "
-            f"into {memory_gb:.0f} GB and leaves {STEPS_PER_EPOCH} steps to an epoch"
+            f"batch {batch}: the largest power of 2 up to {largest} that fits into {memory_gb:.0f} GB and leaves "
+            f"{STEPS_PER_EPOCH} steps to an epoch"
         )
     learning_rate = float(f"{PAPERS_LEARNING_RATE * math.sqrt(batch / LARGEST_BATCH):.1g}")
     reasons.append(f"learning rate {learning_rate:g}: the paper's 1e-4 for batches of 16, by the root of the batch")
@@ -105,6 +106,7 @@ def apply_plan(cfg: CfgNode, plan: Plan) -> None:
         "SOLVER.CHECKPOINT_EPOCHS": 1,
         "SOLVER.CHECKPOINTS_KEPT": 1,
         "TEST.EVAL_EPOCHS": 1,
+        "TEST.LOSS": True,
     }
     cfg.merge_from_list([x for pair in values.items() for x in pair])
 

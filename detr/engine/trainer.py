@@ -16,6 +16,7 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from detr.checkpoint import DetrCheckpointer
 from detr.config_node import was_set
@@ -32,6 +33,7 @@ from detr.engine.evaluation import is_detr
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detr.engine.progress import CountedTests, TrainingProgress
 from detr.engine.results import results_table, results_text
+from detr.engine.run_writers import build_run_writers, check_logging
 from detr.engine.schedule_checks import DataSizes, schedule_warnings
 from detr.engine.start_screen import report_data, show_evaluation, show_training
 from detr.engine.validation_loss import build_loss_loader, check_loss, validation_losses
@@ -58,6 +60,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """
         solver.check_batch_size(cfg)
         check_loss(cfg)
+        data_checks.on_main_process(partial(check_logging, cfg))
         self._given_cfg = cfg
         rows: dict[str, Row] = {}
         if not self._overrides("build_test_loader", "test"):
@@ -133,6 +136,10 @@ class Trainer(DefaultTrainer, StoppableLoop):
                 )
             )
         return found
+
+    def build_writers(self) -> list[EventWriter]:
+        """As DefaultTrainer's, and those of LOGGING."""
+        return [*super().build_writers(), *build_run_writers(self.cfg)]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; warns where masks would be trained on a box model that is frozen and was never trained.
@@ -230,6 +237,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         check_whole(checkpointer.reinitialized)
         show_evaluation(cfg, model, checkpointer, resume)
+        evaluation.warn_of_other_classes(cfg, checkpointer.model)
         results = cls.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)

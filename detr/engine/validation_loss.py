@@ -66,8 +66,7 @@ def validation_losses(model: torch.nn.Module, loaders: Mapping[str, Iterable[Any
         for name, loader in loaders.items():
             losses = _means(inner, loader)
             results[name] = {"val_loss": sum(losses.values()), **{f"val_{key}": x for key, x in losses.items()}}
-            parts = ", ".join(f"{key} {value:.3f}" for key, value in losses.items())
-            logger.info("loss on %s: %.3f (%s)", name, results[name]["val_loss"], parts)
+            logger.info("loss on %s: %.3f", name, results[name]["val_loss"])
     return next(iter(results.values())) if len(results) == 1 else results
 
 

@@ -9,23 +9,19 @@ NAME = "detect.py"
 
 # The lines in which the two differ: they open the graph and read its metadata.
 _OPEN = {
-    "onnx": f"""\
-import onnxruntime
-from PIL import Image, ImageOps
-
+    "onnx": """\
 network = onnxruntime.InferenceSession(Path(__file__).with_name("network.onnx"), providers=["CPUExecutionProvider"])
-metadata = network.get_modelmeta().custom_metadata_map
-names, things, threshold, how = (json.loads(metadata[key]) for key in {KEYS})
-run = lambda image, size: network.run(["logits", "boxes"], {{"images": image, "sizes": size}})""",
-    "openvino": f"""\
-import openvino
-from PIL import Image, ImageOps
-
+names, things, threshold, how = (json.loads(network.get_modelmeta().custom_metadata_map[key]) for key in KEYS)""",
+    "openvino": """\
 graph = openvino.Core().read_model(Path(__file__).with_name("network.xml"))
-names, things, threshold, how = (json.loads(graph.get_rt_info(["detr", key]).value) for key in {KEYS})
-network = openvino.compile_model(graph, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
-run = lambda image, size: [network([image, size])[name] for name in ("logits", "boxes")]""",
+names, things, threshold, how = (json.loads(graph.get_rt_info(["detr", key]).value) for key in KEYS)
+network = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})""",
 }
+_RUN = {
+    "onnx": 'network.run(["logits", "boxes"], {"images": padded, "sizes": sizes})',
+    "openvino": '(network([padded, sizes])[name] for name in ("logits", "boxes"))',
+}
+_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 _SCRIPT = '''\
 """Detects objects: python detect.py photo.jpg prints class, score and box (x1 y1 x2 y2 in pixels), a line each.
@@ -38,6 +34,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import {package}
+from PIL import Image, ImageOps
+
+KEYS = {keys}
 {open}
 
 for path in sys.argv[1:] or sys.exit(__doc__):
@@ -52,7 +52,8 @@ for path in sys.argv[1:] or sys.exit(__doc__):
     sides = [-(-(how["square_size"] or side) // how["multiple"]) * how["multiple"] for side in image.shape[:2]]
     padding = [(0, sides[0] - image.shape[0]), (0, sides[1] - image.shape[1]), (0, 0)]
     padded = np.pad(image, padding).transpose(2, 0, 1)[None]
-    logits, boxes = run(padded, np.array([image.shape[:2]]))
+    sizes = np.array([image.shape[:2]], np.int64)
+    logits, boxes = {run}
     odds = np.exp(logits[0] - logits[0].max(-1, keepdims=True))
     scores = (odds / odds.sum(-1, keepdims=True))[:, :-1]  # the last class is no-object
     for query in np.argsort(-scores.max(-1)):
@@ -71,6 +72,7 @@ def write_script(format: str, metadata: dict[str, Any], folder: str) -> None:
     """
     if format not in _OPEN or metadata["preprocessing"]["channels"] not in ("RGB", "BGR"):
         return
-    text = _SCRIPT.format(package={"onnx": "onnxruntime"}.get(format, format), open=_OPEN[format])
+    keys = "({})".format(", ".join(f'"{key}"' for key in KEYS))
+    text = _SCRIPT.format(package=_PACKAGES[format], open=_OPEN[format], run=_RUN[format], keys=keys)
     with open(os.path.join(folder, NAME), "w", encoding="utf-8") as file:
         file.write(text)

@@ -16,7 +16,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from detr.modeling.backbone import padding_mask
-from detr.modeling.card import ModelCard, make_card
+from detr.modeling.card import ModelCard
 from detr.modeling.criterion import SetCriterion
 from detr.modeling.mask_head import MaskFeatures, MaskHead
 from detr.modeling.matcher import Targets
@@ -30,20 +30,7 @@ from detr.modeling.transformer import MLP, Transformer
 
 @META_ARCH_REGISTRY.register()
 class Detr(BaseDetr):
-    """DETR (Carion et al., arXiv 2005.12872) as a Detectron2 meta-architecture.
-
-    card: what checkpoints say of the model besides its tensors; a script may replace it (``dataclasses.replace``)
-    """
-
-    card = ModelCard()
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Detr":
-        """Makes the card from cfg here: the constructor of a subclass need not know of it."""
-        model = super().__new__(cls)
-        cfg = args[0] if args else kwargs.get("cfg")
-        if isinstance(cfg, CfgNode):
-            model.__dict__["card"] = make_card(cfg)  # torch's own way needs a module that is initialized
-        return model
+    """DETR (Carion et al., arXiv 2005.12872) as a Detectron2 meta-architecture."""
 
     @configurable
     def __init__(
@@ -80,7 +67,7 @@ class Detr(BaseDetr):
         inference_dtype: what products and convolutions are computed in outside training; anything else than
             float32 is mixed precision (autocast)
         pixel_mean, pixel_std: of the image's channels, in the range 0..255
-        card: what checkpoints say of the model besides its tensors; by default made from cfg, where there is one
+        card: what checkpoints say of the model besides its tensors; by default made from cfg (see ``HasCard``)
         """
         super().__init__(pixel_mean, pixel_std)
         d = transformer.d
@@ -148,16 +135,6 @@ class Detr(BaseDetr):
         images = self.preprocess(batched_inputs)
         outputs = self.forward_network(images, return_intermediate=False)
         return self.postprocess(outputs, batched_inputs, images)
-
-    @torch.no_grad()
-    def evaluation_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The weighted losses of the object queries, in evaluation mode; of this rank's batch alone.
-
-        batched_inputs: as ``forward`` takes them in training
-        """
-        images = self.preprocess(batched_inputs)
-        targets = self.targets(batched_inputs, tuple(images.tensor.shape[-2:]))
-        return self.losses(self.forward_network(images, self.deep_supervision and not self.freeze_detr), targets)
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """The normalized and padded batch (see ``normalize_images``)."""

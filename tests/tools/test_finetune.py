@@ -69,7 +69,7 @@ def test_a_folder_becomes_a_model_with_its_pictures(shapes_root, weights, tmp_pa
     assert evaluated == [11, 24]  # 48 / 4 steps an epoch; Detectron2 counts the last row from 1
     card = read_card(str(output / "model_best.pth"))
     assert card.class_names == ("disc", "square", "triangle", "star")
-    assert load_config(str(output / CONFIG), []).MODEL.DETR.HIDDEN_DIM == TINY["MODEL.DETR.HIDDEN_DIM"]
+    assert TINY["MODEL.DETR.HIDDEN_DIM"] == load_config(str(output / CONFIG), []).MODEL.DETR.HIDDEN_DIM
 
 
 def test_the_threshold_travels_with_the_best_weights(weights, tmp_path):
