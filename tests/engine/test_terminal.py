@@ -18,9 +18,10 @@ from tests.conftest import QUICKSTART, ROOT, SHORT, TINY, as_opts
 def quiet(tmp_path):
     """The terminal as ``setup`` makes it; yields the folder of log.txt."""
     handlers = {name: list(logging.getLogger(name).handlers) for name in terminal.LOGGERS}
-    with terminal.quiet_logging():
-        for name in terminal.LOGGERS:
-            setup_logger(str(tmp_path), name=name)
+    for _ in range(2):  # as a script that sets up a training and then an evaluation
+        with terminal.quiet_logging():
+            for name in terminal.LOGGERS:
+                setup_logger(str(tmp_path), name=name)
     yield tmp_path
     for name, before in handlers.items():
         logging.getLogger(name).handlers[:] = before
