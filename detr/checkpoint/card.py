@@ -1,13 +1,10 @@
 """Reads what a checkpoint says of its model, without a model."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from detr.checkpoint.class_rows import coco_names
 from detr.checkpoint.hub import ZOO, local_path, parse_zoo_path
 from detr.checkpoint.options import split_options
-from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY
 from detr.checkpoint.source import read
 from detr.modeling.card import ModelCard
 
@@ -24,10 +21,5 @@ def read_card(path: str) -> ModelCard | None:
     if path.startswith(ZOO):
         return ModelCard(coco_names(parse_zoo_path(path).num_classes))
     place = path if os.path.isdir(path) else local_path(path)
-    card = read(place, weights=options.weights, is_own=_is_whole).card()
+    card = read(place, weights=options.weights).card()
     return None if card == ModelCard() else card
-
-
-def _is_whole(state: Mapping[str, Any]) -> bool:
-    """Whether a DETR is at the root of a state dict; one inside of it, such as a teacher, is a part of it."""
-    return CLASS_KEYS[1] in state and QUERY_KEY in state
