@@ -44,7 +44,9 @@ def recognize(path: str | os.PathLike[str]) -> DataFolder:
         return coco_folder(place, coco_files)
     if voc_layouts:
         return voc_folder(place, voc_layouts)
-    raise InputError(f"{place} holds no data set of a known layout{_nearby(place)}: known are {LAYOUTS}")
+    near = _nearby(place)
+    advice = f"but {near} does: give that path" if near else f"which are {LAYOUTS}"
+    raise InputError(f"{place} holds no data set of a known layout, {advice}")
 
 
 def _recognize_file(file: Path) -> DataFolder:
@@ -70,13 +72,13 @@ def _hint(place: Path) -> str:
     )
 
 
-def _nearby(place: Path) -> str:
-    """A hint at the folder above, or the only one below, that holds a data set: archives are unpacked in many ways."""
+def _nearby(place: Path) -> Path | None:
+    """The folder above, or the only one below, if it holds a data set: archives are unpacked in many ways."""
     below = [path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith((".", "__"))]
     with contextlib.suppress(InputError, OSError):  # of a folder that was not asked for
         above = place.parent
         if find_description(above) or ((above / "annotations").is_dir() and find_coco_files(above)):
-            return f", but {above} does"
+            return above
         if len(below) == 1 and (find_description(below[0]) or find_coco_files(below[0]) or find_layouts(below[0])):
-            return f", but {below[0]} does"
-    return ""
+            return below[0]
+    return None

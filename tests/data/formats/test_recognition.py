@@ -95,11 +95,11 @@ def test_different_categories_of_roboflows_files_are_an_error(tmp_path, photo, t
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], r"holds no data set of a known layout: known are COCO"),
+        ([], r"holds no data set of a known layout, which are COCO"),
         (["a.jpg"], r"holds no data set of a known layout"),
         (["inner/data.yaml", "inner/images/a.jpg"], r"known layout, but .*/inner does"),
-        (["../data.yaml", "a.jpg"], r"known layout, but .* does: known are"),
-        (["../annotations/train.json", "a.jpg"], r"known layout, but .* does: known are"),
+        (["../data.yaml", "a.jpg"], r"known layout, but .* does: give that path"),
+        (["../annotations/train.json", "a.jpg"], r"known layout, but .* does: give that path"),
         (["train.json", "a.jpg", "data.yaml", "images/a.jpg"], r"holds COCO \(.*train.json\) and YOLO \(.*data.yaml\)"),
         (["a.xml", "a.jpg", "train.json"], r"holds COCO \(.*\) and Pascal VOC \(.*\): give the path"),
         (["one.json", "two.json", "a.jpg"], r"one.json tells no split, and is not the only one beside .*two.json"),
