@@ -133,14 +133,17 @@ def _captioned(picture: np.ndarray, text: str) -> np.ndarray:
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Lays pictures (H_i, W_i, 3) out in rows on white, each in a cell of the largest one's size."""
-    height = max(picture.shape[0] for picture in pictures)
+    """Lays pictures (H_i, W_i, 3) out in rows on white. A row is as high as its highest picture."""
     width = max(picture.shape[1] for picture in pictures)
-    rows = -(-len(pictures) // columns)
-    canvas = np.full((rows * height + (rows - 1) * GAP, columns * width + (columns - 1) * GAP, 3), 255, dtype=np.uint8)
-    for index, picture in enumerate(pictures):
-        top, left = (index // columns) * (height + GAP), (index % columns) * (width + GAP)
-        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    lines = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    heights = [max(picture.shape[0] for picture in line) for line in lines]
+    size = sum(heights) + (len(lines) - 1) * GAP, columns * width + (columns - 1) * GAP
+    canvas, top = np.full((*size, 3), 255, dtype=np.uint8), 0
+    for line, height in zip(lines, heights, strict=True):
+        for index, picture in enumerate(line):
+            left = index * (width + GAP)
+            canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        top += height + GAP
     return canvas
 
 

@@ -21,12 +21,17 @@ from tabulate import tabulate
 
 from detr.checkpoint import set_score_threshold
 from detr.curves import plot_training
+from detr.data.class_table import class_table
+from detr.data.loading import load_dataset
+from detr.data.metadata import class_names
 from detr.engine.defaults import check_output_folder, launch_on_gpus, setup
 from detr.engine.operating_point import OperatingPoint
 from detr.engine.trainer import Trainer
 from detr.errors import InputError, exit_with_one_line
 from detr.finetuning import (
     CONFIG,
+    TRAIN,
+    VAL,
     base_config,
     evaluate_best,
     find_coco_data,
@@ -104,6 +109,8 @@ def finetune(args: argparse.Namespace) -> None:
     trainer = Trainer(cfg)
     output = Path(cfg.OUTPUT_DIR)
     if comm.is_main_process():
+        parts = {"training": load_dataset(TRAIN), "validation": load_dataset(VAL)}
+        print(class_table(parts, class_names(TRAIN) or []), flush=True)
         save_picture(targets_sheet(cfg), str(output / "training_images.png"))
         print(f"what the network is shown, with its boxes: {output / 'training_images.png'}", flush=True)
     trainer.resume_or_load(resume=args.resume)
@@ -130,11 +137,11 @@ def report(
         print("No object is found at any score: train longer, or look at training_images.png: are the boxes right?")
     else:
         print(f"At scores of {point.threshold} or more, where precision and recall are best together:")
-        print(class_table(point, box))
+        print(results_of_classes(point, box))
     weights = best if best.is_file() else output / "model_final.pth"
     again = output.with_name(f"{output.name}_2")
     print(
-        f"  {weights}: the weights of the best epoch, with the names of the classes and this threshold\n"
+        f"  {weights}: the weights of the best epoch, with all that Predictor and demo.py need\n"
         f"  {output / 'predictions.png'}: ground truth beside predictions\n"
         f"  {output / 'training.png'}: loss and AP in the course of the training\n"
         f"  {output / CONFIG}: the config, with the reasons of the plan\n"
@@ -144,7 +151,7 @@ def report(
     )
 
 
-def class_table(point: OperatingPoint, box: dict[str, float]) -> str:
+def results_of_classes(point: OperatingPoint, box: dict[str, float]) -> str:
     """A row a class, and one for all; box: the results of the evaluation, in percent."""
     rows = []
     for row in point.classes:

@@ -4,7 +4,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -169,6 +168,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             # Parts of the model may be wrapped, as by torch.compile, whether or not they were in the checkpoint.
             own_names = {name: key for key, name in unwrapped_names(self.model.state_dict()).items()}
             checkpoint["model"] = {own_names.get(name, name): value for name, value in checkpoint["model"].items()}
+            self.model.names_of_weights = None  # those of an earlier load say nothing of the model
         goes_on = bool(self._restored) and (self._resumes or not self._restored.keys().isdisjoint(checkpoint))
         if goes_on:
             names = (self.card.class_names, class_names(self.model)) if isinstance(self.model, Detr) else (None, None)
@@ -189,8 +189,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             raise InputError(f"{self._path}: {error}") from error
         for line in self.reinitialized:
             logger.warning(line)
-        if class_names(self.model) is None and len(self.card.class_names or ()) == self.model.num_classes:
-            self.model.card = replace(self.model.card, class_names=self.card.class_names)
+        self.model.names_of_weights = self.card.class_names
         return super()._load_model(checkpoint)
 
     def _fit(self, state: dict[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:

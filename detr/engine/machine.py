@@ -5,6 +5,7 @@ import time
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from detr.engine.evaluation import is_detr
 from detr.errors import InputError
@@ -22,14 +23,19 @@ def fit_machine(cfg: CfgNode, training: bool = False) -> None:
                 "Train on a machine with a GPU, or set MODEL.DEVICE cpu to train here"
             )
         cfg.MODEL.DEVICE = "cpu"
-        print("MODEL.DEVICE asks for CUDA, which is not available here: going on with the CPU")
+        _note("MODEL.DEVICE asks for CUDA, which is not available here: going on with the CPU")
     if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
         cfg.SOLVER.AMP.ENABLED = False
-        print("SOLVER.AMP.ENABLED needs CUDA, which is not available here: going on in single precision")
+        _note("SOLVER.AMP.ENABLED needs CUDA, which is not available here: going on in single precision")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores < cfg.DATALOADER.NUM_WORKERS:
-        print(f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS} on {cores} cores: going on with {cores}")
+        _note(f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS} on {cores} cores: going on with {cores}")
         cfg.DATALOADER.NUM_WORKERS = cores
+
+
+def _note(text: str) -> None:
+    if comm.is_main_process():
+        print(text, flush=True)
 
 
 def _estimate_on_cpu(cfg: CfgNode) -> str:

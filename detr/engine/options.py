@@ -106,7 +106,7 @@ def _merge(cfg: CfgNode, where: str, merge: Callable[[], None]) -> None:
             example = (
                 f", such as {mismatch['default']}" if mismatch["default"] and len(mismatch["default"]) < 60 else ""
             )
-            text = f"{mismatch['key']} is {mismatch['value']}, and must be {wanted}{example}"
+            text = f"{mismatch['key']} is {mismatch['value'] or 'empty'}, and must be {wanted}{example}"
         raise InputError(f"{where} has a key or value that the config cannot take: {text}") from error
 
 

@@ -6,7 +6,6 @@ import torch
 from detectron2.config import CfgNode
 from fvcore.common.checkpoint import Checkpointer
 
-from detr.config_node import settle_schedule
 from detr.data.metadata import class_names
 from detr.data.statistics import Row, log_table
 from detr.engine.evaluation import is_detr
@@ -100,7 +99,8 @@ def _show_schedule(cfg: CfgNode, start: int, test_images: int = 0) -> None:
 
     cfg: its schedule in iterations; start: the first iteration; test_images: of one evaluation
     """
-    solver, per_epoch = cfg.SOLVER, _iterations_of_an_epoch(cfg)
+    solver = cfg.SOLVER
+    per_epoch = solver.MAX_ITER // solver.MAX_EPOCHS if solver.MAX_EPOCHS else 0
 
     def when(iteration: int) -> str:
         if per_epoch and iteration % per_epoch == 0:
@@ -130,13 +130,9 @@ def _show_schedule(cfg: CfgNode, start: int, test_images: int = 0) -> None:
     show_section("Schedule", lines)
 
 
-def _iterations_of_an_epoch(cfg: CfgNode) -> int:
-    """0 where the schedule is in iterations."""
-    epochs = settle_schedule(cfg).SOLVER.MAX_EPOCHS
-    return int(cfg.SOLVER.MAX_ITER // epochs) if epochs else 0
-
-
 def _time(cfg: CfgNode, start: int, test_images: int) -> str:
+    if start >= cfg.SOLVER.MAX_ITER:
+        return "the training is complete, and is only evaluated again"
     if cfg.MODEL.DEVICE != "cpu":
         return "the time left is measured in the first steps, and shown beside the bar"
     step = seconds_on_cpu(cfg)

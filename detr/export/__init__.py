@@ -7,7 +7,7 @@ model = load("detr_onnx")
 import importlib.metadata
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from detr.export.networks import parts
 from detr.export.runtimes import FORMATS
 from detr.export.script import write_script
 from detr.export.writing import PACKAGES, check_packages, write_graph
-from detr.modeling.card import without_training
+from detr.modeling.card import ModelCard, without_training
 from detr.modeling.meta_arch import Detr
 
 __all__ = ["FORMATS", "Report", "export", "get_config", "load"]
@@ -123,16 +123,13 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
     model: Detr = build_model(cfg)
     cfg.MODEL.DEVICE = built_for
     if cfg.MODEL.WEIGHTS:
-        checkpointer, of_config = DetrCheckpointer(model), model.card
-        # The weights know best what their classes are; the config's data set may be another one.
-        model.card = replace(of_config, class_names=None)
+        of_config, checkpointer = model.card, DetrCheckpointer(model)
+        model.forget_classes()  # the config's data set may be another one than that of the weights
         checkpointer.load(cfg.MODEL.WEIGHTS)
         check_whole(checkpointer.reinitialized, "this would export")
-        model.card = replace(
-            of_config,
-            class_names=model.card.class_names or of_config.class_names,
-            score_threshold=of_config.score_threshold or checkpointer.card.score_threshold,
-        )
+        names = model.card.class_names or of_config.class_names
+        threshold = of_config.score_threshold or checkpointer.card.score_threshold
+        model.card = ModelCard(names, of_config.config, threshold)
     else:
         print("WARNING: MODEL.WEIGHTS is empty, so that random weights are exported", file=sys.stderr)
     methods = ("inference", "preprocess", "postprocess")

@@ -130,7 +130,9 @@ class ExportedDetr(BaseDetr):
         card: class names, how images are prepared, and the threshold
         """
         super().__init__(pixel_mean, pixel_std)
-        self.card = card or ModelCard()
+        self.num_classes = len(postprocessor.is_thing)
+        if card is not None:
+            self.card = card
         self.network = network
         self.mask_decoder = mask_decoder
         self.postprocessor = postprocessor

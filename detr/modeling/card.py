@@ -1,6 +1,6 @@
 """What a model is besides its tensors: the names of its classes, how it prepares images, and its thresholds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -31,6 +31,45 @@ class ModelCard:
     score_threshold: float | None = None
 
 
+class HasCard:
+    """A model with a ``card``, which a script may replace (``dataclasses.replace``) before it saves the model."""
+
+    num_classes: int  # K, without no-object
+    _card = ModelCard()
+    _data_sets: tuple[str, ...] = ()
+    names_of_weights: tuple[str, ...] | None = None  # of the weights that were loaded
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "HasCard":
+        """Makes the card of cfg here, so that the constructor of a subclass need not know of it."""
+        model = super().__new__(cls)
+        cfg = args[0] if args else kwargs.get("cfg")
+        if isinstance(cfg, CfgNode):
+            # Not by setattr: torch's works on modules that are initialized.
+            model.__dict__ |= {"_card": make_card(cfg), "_data_sets": (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+        return model
+
+    @property
+    def card(self) -> ModelCard:
+        """Its class names are those that were set, else those of a data set, else those of the weights.
+
+        Detectron2 reads the classes of a COCO file when it loads the data, which may be after the model is built.
+        """
+        if self._card.class_names is not None:
+            return self._card
+        names = dataset_classes(self.num_classes, self._data_sets)
+        if names is None and self.names_of_weights and len(self.names_of_weights) == self.num_classes:
+            names = self.names_of_weights
+        return replace(self._card, class_names=names)
+
+    @card.setter
+    def card(self, card: ModelCard) -> None:
+        self._card = card
+
+    def forget_classes(self) -> None:
+        """From here on the classes are those of the weights that are loaded next."""
+        self._card, self._data_sets = replace(self._card, class_names=None), ()
+
+
 def make_card(cfg: CfgNode) -> ModelCard:
     """The card of a model that is built from ``cfg``; its classes are those of its first data set that is known."""
     keys, data_sets = cfg.MODEL.DETR, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
@@ -40,12 +79,6 @@ def make_card(cfg: CfgNode) -> ModelCard:
         _node(config, "MODEL", "DETR", "PANOPTIC").THINGS = sum(things)
     names = dataset_classes(keys.NUM_CLASSES, data_sets)
     return ModelCard(names, str(config.dump()), keys.INSTANCE_SCORE_THRESHOLD or None)
-
-
-def card_of_arguments(*args: Any, **kwargs: Any) -> ModelCard | None:
-    """The card by the arguments of a model's constructor; None where there is no cfg among them."""
-    cfg = args[0] if args else kwargs.get("cfg")
-    return make_card(cfg) if isinstance(cfg, CfgNode) else None
 
 
 def without_training(cfg: CfgNode) -> CfgNode:

@@ -13,27 +13,15 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from detr.errors import InputError
-from detr.modeling.card import ModelCard, card_of_arguments
+from detr.modeling.card import HasCard
 from detr.modeling.matcher import Targets
 
 
-class BaseDetr(nn.Module):
-    """What a DETR has in common with one that was exported: how images go in, and on which device.
+class BaseDetr(HasCard, nn.Module):
+    """What a DETR has in common with one that was exported: how images go in, and on which device."""
 
-    card: what checkpoints say of the model besides its tensors; a script may replace it (``dataclasses.replace``)
-    """
-
-    card = ModelCard()
     pixel_mean: Tensor
     pixel_std: Tensor
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Makes the card from cfg here, since the constructors of subclasses take parts and not cfg."""
-        model = super().__new__(cls)
-        card = card_of_arguments(*args, **kwargs)
-        if card is not None:
-            model.__dict__["card"] = card  # torch's own way needs a module that is initialized
-        return model
 
     def __init__(self, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]) -> None:
         """pixel_mean, pixel_std: of the image's channels, in the range 0..255."""

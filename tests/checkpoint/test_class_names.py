@@ -17,9 +17,11 @@ from detr.checkpoint.class_rows import LABEL_KEY, coco_names
 from detr.checkpoint.formats import to_detectron2
 from detr.convert.conversion import Request, convert
 from detr.errors import InputError
+from detr.export import export
 from detr.modeling.card import ModelCard
 from tests.checkpoint.samples import small_original
 from tests.checkpoint.test_checkpointer import small_config
+from tests.checkpoint.test_nested import DetrWithTeacher
 from tests.checkpoint.test_resume import Loop, changed
 from tests.conftest import QUICKSTART, TINY, TRAINING_QUERIES
 from tests.lively import build_lively, raw_outputs
@@ -158,6 +160,32 @@ def test_unknown_names_become_those_of_the_weights(trained, tiny_config, named, 
     ]
 
 
+def test_names_that_are_known_after_the_model_is_built(trained, tiny_config, named, tmp_path, caplog):
+    """Detectron2 reads the classes of a COCO file when it loads the data."""
+    _, path = trained()
+    settings = named(["a", "b", "c", "d"])
+    metadata = MetadataCatalog.get(settings["DATASETS.TRAIN"].split("'")[1])
+    del metadata.thing_classes
+    model, _ = load(tiny_config(settings), path, caplog)
+    assert warnings_in(caplog) == []
+    assert model.card.class_names == SHAPES
+    metadata.thing_classes = ["a", "b", "c", "d"]
+    assert model.card.class_names == ("a", "b", "c", "d")
+    DetrCheckpointer(model, str(tmp_path)).save("trained")
+    assert read_card(str(tmp_path / "trained.pth")).class_names == ("a", "b", "c", "d")
+
+
+def test_a_second_load_forgets_the_names_of_the_first(trained, tiny_config, tmp_path, caplog):
+    model, path = trained()
+    again, checkpointer = load(tiny_config({"DATASETS.TRAIN": "()", "DATASETS.TEST": "()"}), path, caplog)
+    model.card = replace(model.card, class_names=SHAPES[::-1])
+    DetrCheckpointer(model, str(tmp_path)).save("other")
+    checkpointer.load(str(tmp_path / "other.pth"))
+    assert again.card.class_names == SHAPES[::-1]
+    assert torch.equal(again.class_embed.bias, model.class_embed.bias)
+    assert warnings_in(caplog) == []
+
+
 def test_a_file_without_names_loads_by_number(trained, tiny_config, named, caplog):
     model, path = trained()
     changed(path, lambda content: content.update(detr={"dilation": False, "heads": 4}))
@@ -209,6 +237,19 @@ def test_an_average_has_the_classes_of_its_file(trained, tiny_config, named, tmp
     again, _ = load(tiny_config(named(SHAPES[::-1])), path, caplog)
     assert torch.equal(again.class_embed.bias, average.module.class_embed.bias[[3, 2, 1, 0, 4]])
     assert read_card(path).class_names == SHAPES
+
+
+def test_rows_of_a_teacher_inside_follow(tiny_config, named, tmp_path, caplog):
+    architecture = {"MODEL.META_ARCHITECTURE": DetrWithTeacher.__name__}
+    model = build_model(tiny_config(architecture))
+    with torch.no_grad():
+        model.teacher.class_embed.bias.add_(1)
+    DetrCheckpointer(model, str(tmp_path)).save("model")
+    assert read_card(str(tmp_path / "model.pth")).class_names == SHAPES
+    again, _ = load(tiny_config({**architecture, **named(SHAPES[::-1])}), str(tmp_path / "model.pth"), caplog)
+    for found, saved in ((again, model), (again.teacher, model.teacher)):
+        assert torch.equal(found.class_embed.bias, saved.class_embed.bias[[3, 2, 1, 0, 4]])
+    export(tiny_config({**architecture, "MODEL.WEIGHTS": tmp_path / "model.pth"}), str(tmp_path / "out"), "torchscript")
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_a_training_and_an_evaluation_show_one_screen_and_one_table(run, tmp_pat
     folder = tmp_path / "out"
     out, err = run("--resume")  # nothing, for now
     labels = [line.split()[0] for line in out.splitlines() if line[:1].isupper()]
-    assert labels == ["Config", "Output", "Data", "Model", "Weights", "Schedule", "Results"]
+    assert labels == ["Config", "Output", "Data", "Model", "Weights", "Schedule", "Results", "Done"]
     assert len(out.splitlines()) < 30
     assert "4 classes: disc, square, triangle, star" in out
     assert [line[:40] for line in err.splitlines()] == [

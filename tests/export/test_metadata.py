@@ -102,7 +102,7 @@ def test_the_config_has_no_key_of_a_training(tmp_path):
         **SETTINGS,
         **TRAINING_QUERIES,
         "SOLVER.BASE_LR": 0.5,
-        "MODEL.DETR.ACTIVATION_CHECKPOINT": "('backbone',)",
+        "MODEL.DETR.ACTIVATION_CHECKPOINT": "('transformer',)",
     }
     opts, _ = save_lively(QUICKSTART, tmp_path, settings)
     run(QUICKSTART, "torchscript", tmp_path / "exported", opts)

@@ -58,9 +58,8 @@ def find_layouts(folder: Path) -> dict[str, Layout]:
     whole = _layout(folder)
     if whole and lists:
         named = {path.stem: path for path in entries(lists, {".txt"}) if path.stem in SPLIT_WORDS}
-        words = sorted(named, key=lambda word: (word == "trainval", word))  # train goes before trainval
         found: dict[str, Layout] = {}
-        for word in words:
+        for word in sorted(named):  # train comes before trainval
             found.setdefault(SPLIT_WORDS[word], Layout(whole.annotations, whole.images, named[word]))
         if found:
             return {split: found[split] for split in ("train", "val", "test") if split in found}

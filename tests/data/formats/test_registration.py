@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from pycocotools import mask as mask_util
 
 import detr
 from detr.data import register_any
 from detr.data.formats import recognize
 from detr.data.loading import load_dataset
+from detr.data.masks import rasterize
 from detr.data.metadata import class_names
 from detr.errors import InputError
 from tests.data.formats.making import write_voc, write_yolo
@@ -147,3 +150,33 @@ def test_what_cannot_be_written(tmp_path, dicts, change, message):
     with pytest.raises(InputError, match=message):
         detr.data.formats.write_coco(dicts, NAMES, tmp_path / "val.json")
     assert not list(tmp_path.glob("*.json*"))
+
+
+@pytest.mark.parametrize(
+    ("ids", "written"), [((7, 3), [7, 3]), (("a", "b"), ["a", "b"]), ((7, 7), [0, 1]), ((None, 3), [0, 1])]
+)
+def test_image_ids_are_kept_where_all_are_different(tmp_path, dicts, ids, written):
+    for x, value in zip(dicts, ids, strict=True):
+        x["image_id"] = value
+    detr.data.formats.write_coco(dicts, NAMES, tmp_path / "val.json")
+    content = json.loads((tmp_path / "val.json").read_text())
+    assert [x["id"] for x in content["images"]] == written
+    assert [x["image_id"] for x in content["annotations"]] == [value for value in written for _ in range(2)]
+
+
+def test_masks_of_every_kind_are_written(tmp_path, dicts):
+    mask = np.zeros((48, 64), dtype=np.uint8)
+    mask[4:20, 4:24] = 1
+    polygon = [4, 4, 24, 4, 24, 20, 4, 20]
+    rle = mask_util.encode(np.asfortranarray(mask))
+    uncompressed = {"size": [48, 64], "counts": [4 * 48 + 4, *[16, 32] * 19, 16, 28 + 40 * 48]}
+    given = [[polygon], [np.array(polygon)], rle, mask, uncompressed, [[4, 4, 9, 9, 1e9, 9]]]
+    box = dicts[0]["annotations"][0]
+    dicts[0]["annotations"] = [{**box, "segmentation": segmentation} for segmentation in given]
+    detr.data.formats.write_coco(dicts[:1], NAMES, tmp_path / "val.json")
+    (x,) = recognize(tmp_path / "val.json").splits["val"].dicts()
+    read = [obj.get("segmentation") for obj in x["annotations"]]
+    assert (read[0], read[4], read[5]) == ([polygon], uncompressed, None)
+    for segmentation in read[:5]:
+        assert (rasterize(segmentation, (48, 64), "") == mask).all()
+    assert [obj["area"] for obj in x["annotations"]] == [320] * 6

@@ -48,6 +48,13 @@ def test_a_class_of_one_image_is_learned_and_not_measured(seed):
     assert labels(val) == {0}
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_large_fraction_leaves_an_image_of_each_class(seed):
+    train, val = split_off(images(*["0"] * 10, "1", "1", "1", "12", "2"), fraction=0.9, seed=seed)
+    assert labels(train) == labels(val) == {0, 1, 2}
+    assert len(train) <= 3
+
+
 def test_many_classes_take_more_than_the_fraction_but_not_more_than_half():
     pairs = images(*"00112233")
     train, val = split_off(pairs, fraction=0.1)

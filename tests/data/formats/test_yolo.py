@@ -111,10 +111,19 @@ def test_caches_of_other_programs_are_no_images(yolo, photo, tmp_path):
     assert len(objects(yolo())) == 1
 
 
-def test_a_list_of_images_is_relative_to_itself(yolo, tmp_path, text):
+def test_the_last_images_of_a_path_becomes_labels(tmp_path, photo, text):
+    photo(tmp_path / "images/pets/images/a.jpg")
+    text(tmp_path / "images/pets/labels/a.txt", LINE)
+    text(tmp_path / "data.yaml", "train: images/pets/images\nnames: [cat, dog]\n")
+    assert objects(tmp_path)[0]["bbox"] == BOX
+
+
+def test_a_list_of_images_is_relative_to_itself(yolo, tmp_path, text, caplog):
     yolo(yaml="train: train.txt\nnames: [cat, dog]\n")
     text(tmp_path / "train.txt", "./images/train/a.jpg\n")
+    text(tmp_path / "labels/train/b.txt", LINE)  # of an image that another list may have
     assert objects(tmp_path)[0]["bbox"] == BOX
+    assert "left out" not in caplog.text
     text(tmp_path / "train.txt", "images/train/a.jpg\nimages/train/b.jpg\n")
     with pytest.raises(InputError, match=r"train.txt, line 2: there is no image .*b.jpg"):
         objects(tmp_path)
