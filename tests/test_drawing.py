@@ -30,6 +30,16 @@ def test_boxes_have_the_color_of_their_class_and_the_rest_of_the_image_stays():
     assert (picture[110:] == GRAY).all()
 
 
+def test_small_boxes_are_drawn_over_large_ones():
+    boxes = np.array([[40.0, 40.0, 80.0, 80.0], [40.0, 40.0, 150.0, 110.0]])
+    masks = torch.zeros(2, 120, 160, dtype=torch.bool)
+    masks[0, 45:75, 45:75] = masks[1, 40:110, 40:150] = True
+    for order in ([0, 1], [1, 0]):
+        picture = draw_objects(image(), boxes[order], [(3, 1)[i] for i in order], ["", ""], masks[order])
+        assert near(picture[60, 40], class_color(3))
+        assert not near(picture[60, 60], class_color(1), 0.45)
+
+
 def test_colors_of_a_hundred_classes_differ_and_neighbors_most():
     colors = np.array([class_color(i) for i in range(100)])
     distances = np.abs(colors[:, None] - colors[None]).max(-1) + np.eye(100)

@@ -15,10 +15,12 @@ from tests.source_tree import ROOT, imports, package_of, sources
 SETUP_ENV = ROOT / "tools" / "setup_env.sh"
 # import name -> distribution, where they differ
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python-headless"}
-# These say in one line what to install where it is missing. cv2 is there with Detectron2.
+# These say in one line what to install where it is missing. cv2 and tqdm are there with Detectron2.
 USES_EXTRAS = {
     "convert/verification.py": ("TRANSFORMERS",),
     "drawing.py": ("DETECTRON2",),
+    "engine/progress.py": ("DETECTRON2",),
+    "engine/terminal.py": ("DETECTRON2",),
     "tiles.py": ("TILES",),
     "video.py": ("VIDEO", "DETECTRON2"),
 }

@@ -22,6 +22,7 @@ from detr.errors import InputError
 from detr.export import export
 from detr.predictor import BATCHES_AHEAD, Predictor
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
+from tests.finder import save_finder
 from tests.lively import build_lively
 
 PANOPTIC = ROOT / "configs" / "quickstart" / "shapes_panoptic.yaml"
@@ -193,6 +194,13 @@ def test_the_threshold_is_the_arguments_else_the_saved_one_else_a_half(weights, 
         assert 0 < len(found) < 20
     with pytest.raises(InputError, match=r"threshold is 1\.5"):
         Predictor(weights, threshold=1.5)
+
+
+def test_the_threshold_counts_for_models_with_an_inference_of_their_own(tmp_path):
+    image = np.zeros((128, 128, 3), dtype=np.uint8)
+    image[20:40, 20:40] = 255
+    weights = save_finder(tmp_path)
+    assert [len(Predictor(weights, threshold=x)(image, color="RGB")) for x in (0.9, 0.91)] == [1, 0]
 
 
 def test_a_threshold_that_is_given_counts_for_panoptic_maps(tmp_path):
