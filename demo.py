@@ -1,100 +1,221 @@
 #!/usr/bin/env python3
-"""Detects objects in images and draws them, with the flags of Detectron2's own demo.
+"""Detects objects in images, videos and camera pictures, and draws them, with the flags of Detectron2's own demo.
 
-python demo.py --config-file configs/COCO-Detection/detr_R_50.yaml --input photo.jpg --output predictions \
+python demo.py --model detr_R_50 --input photo.jpg --output predictions
+python demo.py --model output/mine/model_best.pth --input photos 'more/*.png' --output predictions --json found.json
+python demo.py --model exported_folder --video-input clip.mp4 --output clip_detected.mp4 --batch 8
+python demo.py --config-file configs/COCO-Detection/detr_R_50.yaml --input aerial.jpg --output drawn --tiles 800 \\
     --opts MODEL.WEIGHTS detr://detr_R_50
 """
 
 import argparse
-import glob
+import contextlib
 import os
 import sys
-from collections import Counter
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+from urllib.parse import urlparse
 
 import numpy as np
-from detectron2.data import Metadata, MetadataCatalog
-from detectron2.engine import DefaultPredictor
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image
+from tqdm import tqdm
 
-import detr  # noqa: F401  explains how to install Detectron2 where it is missing
-from detr.data.images import read_image
-from detr.engine.defaults import check_config, load_config
+import detr
+from detr.coco_results import ResultsFile, coco_results
+from detr.drawing import draw_prediction
 from detr.errors import InputError, exit_with_one_line
+from detr.image_inputs import find_images
+from detr.predictor import Predictor
+from detr.streams import Item, detect, read_frames, read_images
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+INTERRUPTED = 130  # a shell's exit status for Ctrl-C
+
+Sink = Callable[[Item, np.ndarray], None]  # takes the drawn picture of an item
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong option in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
-    parser.add_argument("--input", required=True, nargs="+", help="image files, or patterns such as 'photos/*.jpg'")
-    parser.add_argument(
-        "--output", required=True, metavar="PATH", help="folder of the drawn images; for one image also a file name"
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_argument_group("the model, by one or both of")
+    model.add_argument(
+        "--model",
+        default="",
+        metavar="NAME|FILE|FOLDER",
+        help="a checkpoint (its config is in it or beside it), the folder of an exported model, or a released model: "
+        + ", ".join(detr.model_zoo.names()),
     )
-    parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, metavar="P", help="least score of an object (%(default)s)"
+    model.add_argument("--config-file", default="", metavar="FILE", help="the model's config; weights: --opts")
+    model.add_argument("--classes", metavar="A,B,C", help="names of the classes; default: those of the training")
+    given = parser.add_argument_group("what to look at, one of").add_mutually_exclusive_group(required=True)
+    given.add_argument(
+        "--input", nargs="+", metavar="PATH", help="images, folders, URLs, patterns such as 'photos/*.jpg'"
     )
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys and values, at the end")
-    return parser.parse_args(argv)
+    given.add_argument("--video-input", metavar="FILE", help="a video")
+    given.add_argument("--webcam", action="store_true", help="the first camera, until Ctrl-C")
+    result = parser.add_argument_group("what to make of it; a window opens without --output and --json")
+    result.add_argument(
+        "--output",
+        metavar="PATH",
+        help="folder of the drawn images or of the video; for one of them also its file (videos: .mp4)",
+    )
+    result.add_argument("--json", metavar="FILE", help="file of the detections, in COCO's results format")
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--confidence-threshold",
+        type=float,
+        metavar="P",
+        help="least score of an object; default: the one saved with the weights, else 0.5",
+    )
+    how.add_argument("--batch", type=int, default=1, metavar="N", help="images or tiles at once (%(default)s)")
+    how.add_argument(
+        "--tiles", type=int, default=0, metavar="N", help="find small objects too, in tiles of N x N pixels"
+    )
+    how.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys and values, at the end")
+    args = parser.parse_args(argv)
+    if not args.model and not args.config_file:
+        parser.error("name a model: --model detr_R_50, or a checkpoint, or --config-file with --opts MODEL.WEIGHTS")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 1 where a file is no image."""
+    """Returns the exit status: 1 where an input was skipped, 130 after Ctrl-C."""
     args = parse_args(argv)
-    paths = [path for pattern in args.input for path in (sorted(glob.glob(pattern)) or [pattern])]
-    cfg = load_config(args.config_file, args.opts)
-    check_config(cfg, training=False)
-    cfg.MODEL.DETR.INSTANCE_SCORE_THRESHOLD = args.confidence_threshold
-    cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD = args.confidence_threshold
-    targets = choose_targets(paths, Path(args.output))
-    predictor = DefaultPredictor(cfg)
-    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
-    failed = 0
-    for path, target in zip(paths, targets, strict=True):
+    if args.tiles:
+        import detr.tiles  # noqa: F401  an extra, missed before the model is loaded
+    paths = find_images(args.input) if args.input else []
+    targets = choose_targets(paths, Path(args.output)) if args.input and args.output else []
+    with contextlib.ExitStack() as stack:
+        video = None
+        if args.video_input:
+            from detr.video import VideoReader  # an extra
+
+            video = stack.enter_context(VideoReader(args.video_input))
+        sink = open_sink(args, targets, video, stack)
+        predictor = Predictor(
+            args.model,
+            config_file=args.config_file,
+            opts=args.opts,
+            classes=args.classes and [name.strip() for name in args.classes.split(",")],
+            threshold=args.confidence_threshold,
+            batch_size=args.batch,
+        )
+        results = stack.enter_context(ResultsFile(args.json)) if args.json else None
+        skipped: list[str] = []
+
+        def skip(path: str, error: InputError) -> None:
+            skipped.append(path)
+            progress.update()
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+
+        unit = "image" if args.input else "frame"
+        total = len(paths) if args.input else video and video.num_frames
+        progress = stack.enter_context(tqdm(total=total, unit=unit, file=sys.stderr, disable=None))
+        if args.input:
+            items = read_images(paths, skip)
+        elif video:
+            items = read_frames(video, args.video_input)
+        else:
+            from detr.video import camera_frames
+
+            items = read_frames(camera_frames(), "camera 0")
+        count, found, kind, start, status = 0, 0, "objects", time.monotonic(), 0
         try:
-            image = read_image(path, "BGR")
-        except InputError as error:
-            print(f"{path} is skipped: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        prediction = predictor(image)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draw(image[:, :, ::-1], prediction, metadata).save(str(target))
-        count = len(prediction["panoptic_seg"][1] if "panoptic_seg" in prediction else prediction["instances"])
-        print(f"{path}: {count} {'segments' if 'panoptic_seg' in prediction else 'objects'} -> {target}")
-    return int(failed > 0)
+            for item, prediction in detect(predictor, items, args.tiles):
+                if sink:
+                    sink(item, draw_prediction(item.image, prediction, predictor.class_names))
+                if results:
+                    names = predictor.class_names, predictor.category_ids
+                    results.write(coco_results(prediction["instances"], item.number, item.file_name, *names))
+                count, kind = count + 1, "segments" if "panoptic_seg" in prediction else kind
+                found += len(prediction["panoptic_seg"][1] if kind == "segments" else prediction["instances"])
+                progress.update()
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+    seconds = (time.monotonic() - start) / max(count, 1)
+    line = f"{count} {unit}{'s' * (count != 1)}, {found} {kind}, {seconds:.2f} s each"
+    line += "".join(f" -> {place}" for place in (args.output, args.json) if place)
+    line += f"; {len(skipped)} skipped" if skipped else ""
+    print(line + ("; interrupted" if status else ""))
+    return status or int(bool(skipped))
+
+
+def open_sink(args: argparse.Namespace, targets: list[Path], video: Any, stack: contextlib.ExitStack) -> Sink | None:
+    """Where drawn pictures go; None where nobody wants them."""
+    if targets:
+        return lambda item, picture: save(picture, targets[item.number - 1])
+    if args.output:
+        from detr.video import VideoWriter  # an extra
+
+        name = Path(args.video_input).stem if args.video_input else "camera"
+        path = choose_video(Path(args.output), name, args.video_input)
+        writer = stack.enter_context(VideoWriter(path, video.rate) if video else VideoWriter(path))
+        return lambda item, picture: writer.write(picture, item.seconds)
+    return None if args.json else open_window(waits=bool(args.input))
+
+
+def save(picture: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, quality=92)
+
+
+def open_window(waits: bool) -> Sink:
+    """Shows pictures in a window until Esc; ``waits``: for a key after each. Raises InputError without a display."""
+    import cv2
+
+    missing = "there is no display to show pictures on: name a folder or file for them with --output"
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise InputError(missing)
+    try:
+        cv2.namedWindow("DETR", cv2.WINDOW_NORMAL)
+    except cv2.error as error:  # OpenCV's headless package, as Detectron2's list has it, has no windows
+        raise InputError(missing) from error
+
+    def show(item: Item, picture: np.ndarray) -> None:
+        cv2.imshow("DETR", np.ascontiguousarray(picture[:, :, ::-1]))
+        if cv2.waitKey(0 if waits else 1) == 27:
+            raise KeyboardInterrupt
+
+    return show
+
+
+def choose_video(output: Path, name: str, source: str | None) -> Path:
+    """The video file to write. Raises InputError where it is the input."""
+    path = output if output.suffix and not output.is_dir() else output / f"{name}.mp4"
+    if source and os.path.realpath(path) == os.path.realpath(source):
+        raise InputError(f"--output would write over {source}: name another folder or file")
+    return path
 
 
 def choose_targets(paths: list[str], output: Path) -> list[Path]:
     """The file to write for each image: no two alike. Raises InputError where one is an input."""
-    if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
+    if output.suffix.lower() in WRITTEN_SUFFIXES and not output.is_dir():
         if len(paths) > 1:
             raise InputError(f"--output {output} is one file, but --input names {len(paths)} images: name a folder")
         targets = [output]
     else:
         if output.exists() and not output.is_dir():
             raise InputError(f"--output {output} is a file: name a folder")
-        used: Counter[str] = Counter()
         targets = []
         for path in paths:
-            stem = Path(path).stem
-            used[stem] += 1
-            targets.append(output / (f"{stem}.png" if used[stem] == 1 else f"{stem}_{used[stem]}.png"))
+            name = PurePosixPath(urlparse(path).path) if "://" in path else Path(path)
+            suffix = name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".png"
+            target, number = output / (name.stem + suffix), 2
+            while target in targets:
+                target, number = output / f"{name.stem}_{number}{suffix}", number + 1
+            targets.append(target)
     overwritten = {os.path.realpath(path) for path in paths} & {os.path.realpath(target) for target in targets}
     if overwritten:
         raise InputError(f"--output would write over {min(overwritten)}: name another folder")
     return targets
-
-
-def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> Any:
-    """image: (H, W, 3) uint8, RGB; prediction: as ``Detr`` returns it. Returns Detectron2's VisImage."""
-    visualizer = Visualizer(image, metadata, instance_mode=ColorMode.IMAGE)
-    if "panoptic_seg" in prediction:
-        segmentation, segments = prediction["panoptic_seg"]
-        return visualizer.draw_panoptic_seg_predictions(segmentation.to("cpu"), segments)
-    return visualizer.draw_instance_predictions(prediction["instances"].to("cpu"))
 
 
 if __name__ == "__main__":

@@ -21,13 +21,17 @@ with warnings.catch_warnings():
 from detr import model_zoo
 from detr.checkpoint.checkpointer import serve_detectron2
 from detr.config import add_detr_config
+from detr.data import register_any
 from detr.data.shapes import register_shapes
 from detr.export import model as _exported  # noqa: F401  registers the meta-architecture "ExportedDetr"
+from detr.foreign_warnings import hide_foreign_warnings
 from detr.modeling import small_resnet  # noqa: F401  registers a backbone
 from detr.modeling.meta_arch import Detr
+from detr.predictor import Predictor
 
-__all__ = ["Detr", "add_detr_config", "model_zoo"]
+__all__ = ["Detr", "Predictor", "add_detr_config", "model_zoo", "register_any"]
 __version__ = "0.1.0"
 
+hide_foreign_warnings()
 register_shapes()
 serve_detectron2()

@@ -5,6 +5,7 @@ unchanged; the keys after them only add. Section and equation numbers are those 
 (Carion et al., "End-to-End Object Detection with Transformers", arXiv 2005.12872).
 """
 
+import copy
 import logging
 
 from detectron2.config import CfgNode as CN
@@ -93,6 +94,9 @@ def add_detr_config(cfg: CN) -> None:
     # New: panoptic maps (sec. 4.3); they need MODEL.MASK_ON and a data set with things and stuff.
     cfg.MODEL.DETR.PANOPTIC = CN()
     cfg.MODEL.DETR.PANOPTIC.ENABLED = False
+    # How many classes are things, the first ones; 0: as the metadata of DATASETS say. Checkpoints record it, so that a
+    # model can be used where the data set that it learned from is not registered.
+    cfg.MODEL.DETR.PANOPTIC.THINGS = 0
     cfg.MODEL.DETR.PANOPTIC.SCORE_THRESHOLD = 0.85  # of queries that take part
     cfg.MODEL.DETR.PANOPTIC.MIN_AREA = 4  # in pixels: segments that are not larger are dropped
     # "original": stuff is merged once, as for the published PQ; "exact": again after segments were dropped
@@ -129,6 +133,9 @@ def add_detr_config(cfg: CN) -> None:
     # work on a single image.
     cfg.TEST.DRY_RUN = True
 
+    # New: data sets of your own, (name, path) or (name, path, split) each, in any format that detr.data.formats reads.
+    cfg.DATASETS.REGISTER = ()
+
     # New: read every image before training (of a JPEG the header) and compare its size with the data set's.
     cfg.DATALOADER.CHECK_IMAGES = True
 
@@ -157,6 +164,11 @@ def check_model_keys(cfg: CN) -> None:
     for key in ("NUM_CLASSES", "NUM_OBJECT_QUERIES", "HIDDEN_DIM", "NHEADS", "DIM_FEEDFORWARD", "DEC_LAYERS"):
         if keys[key] < 1:
             raise InputError(f"MODEL.DETR.{key} is {keys[key]}: it must be at least 1")
+    if not 0 <= keys.PANOPTIC.THINGS <= keys.NUM_CLASSES:
+        raise InputError(
+            f"MODEL.DETR.PANOPTIC.THINGS is {keys.PANOPTIC.THINGS}: it must be from 0 to MODEL.DETR.NUM_CLASSES, "
+            f"{keys.NUM_CLASSES}"
+        )
     for key, value, choices in (
         ("POSITION_EMBEDDING", keys.POSITION_EMBEDDING, POSITION_EMBEDDINGS),
         ("INFERENCE_DTYPE", keys.INFERENCE_DTYPE, INFERENCE_DTYPES),
@@ -230,6 +242,28 @@ def warn_of_unread_keys(cfg: CN) -> None:
     if named:
         texts = [f"{key} (set {instead} instead)" if instead else key for key, instead in named.items()]
         logger.warning("these keys differ from their defaults, but Detr does not read them: %s", ", ".join(texts))
+
+
+def changed_from_defaults(cfg: CN) -> CN:
+    """What differs from the defaults of Detectron2 and ``add_detr_config``; other versions have other keys beside it.
+
+    Keys that are in neither, as a subclass of ``Detr`` may have some, are left out.
+    """
+    defaults = get_cfg()
+    add_detr_config(defaults)
+    return _changed(cfg, defaults)
+
+
+def _changed(cfg: CN, defaults: CN) -> CN:
+    changed = CN()
+    for key, value in cfg.items():
+        if isinstance(value, CN) and isinstance(defaults.get(key), CN):
+            inner = _changed(value, defaults[key])
+            if inner:
+                changed[key] = inner
+        elif key in defaults and value != defaults[key]:
+            changed[key] = copy.deepcopy(value)
+    return changed
 
 
 def _differences(value: object, default: object, name: str) -> list[str]:

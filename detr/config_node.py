@@ -68,8 +68,23 @@ class DetrCfgNode(CfgNode, metaclass=_EqualToCfgNode):
             )
         return value
 
+    def merge_from_list(self, cfg_list: list[Any]) -> None:
+        """As Detectron2's; a whole number is taken for a float where one is wanted."""
+        values = list(cfg_list)
+        for index in range(0, len(values) - 1, 2):
+            node: Any = self
+            for part in values[index].split("."):
+                node = node.get(part) if isinstance(node, CfgNode) else None
+            if type(node) is float:
+                values[index + 1] = _as_float(self._decode_cfg_value(values[index + 1]), node)
+        super().merge_from_list(values)
+
     def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
-        """As Detectron2's; of a whole config, only the keys that were set in it count as set, in their order."""
+        """As Detectron2's; of a whole config, only the keys that were set in it count as set, in their order.
+
+        A whole number is taken for a float where one is wanted.
+        """
+        _make_floats(cfg_other, self)
         before = {section: dict(self[section].__dict__.get(_SET_AT, {})) for section in _SECTIONS if section in self}
         super().merge_from_other_cfg(cfg_other)
         settings = []
@@ -97,9 +112,23 @@ class DetrCfgNode(CfgNode, metaclass=_EqualToCfgNode):
         """As Detectron2's, without the keys that are overruled: a file does not show which was set last."""
         cfg = self.clone()
         if "SOLVER" in cfg and "TEST" in cfg:
-            for section, key in _overruled(cfg):
+            for section, key in overruled(cfg):
                 del cfg[section][key]
         return str(super(DetrCfgNode, cfg).dump(*args, **kwargs))
+
+
+def _as_float(value: Any, default: Any) -> Any:
+    return float(value) if type(value) is int and isinstance(default, float) else value
+
+
+def _make_floats(node: dict[str, Any], defaults: CfgNode) -> None:
+    """In place, and past ``__setitem__``: nobody sets a key here."""
+    for key, value in node.items():
+        default = defaults.get(key)
+        if isinstance(value, CfgNode) and isinstance(default, CfgNode):
+            _make_floats(value, default)
+        elif (number := _as_float(value, default)) is not value:
+            dict.__setitem__(node, key, number)
 
 
 class _LastSetLast(dict[str, Any]):
@@ -146,7 +175,7 @@ def _in_force(node: CfgNode, in_epochs: str, in_iterations: str) -> str:
     return in_iterations if _moment(node, in_iterations) > _moment(node, in_epochs) else in_epochs
 
 
-def _overruled(cfg: CfgNode) -> list[tuple[str, str]]:
+def overruled(cfg: CfgNode) -> list[tuple[str, str]]:
     """(section, key) of the schedule's keys that another one, set later, makes meaningless."""
     solver, overruled = cfg.SOLVER, []
     for section, in_epochs, in_iterations in SCHEDULE_PAIRS:
@@ -168,7 +197,7 @@ def settle_schedule(cfg: CfgNode) -> CfgNode:
     It is frozen if ``cfg`` is.
     """
     settled = cfg.clone()
-    for section, key in _overruled(cfg):
+    for section, key in overruled(cfg):
         if key in ("DROP_EPOCHS", "STEPS"):
             dict.__setitem__(settled[section], key, ())  # not by __setitem__: nobody sets a key here
         elif key.endswith("_EPOCHS"):

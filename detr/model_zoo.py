@@ -13,7 +13,7 @@ from detr.checkpoint.hub import RELEASED, ZOO, ZooModel, entry
 from detr.engine.defaults import load_config
 from detr.modeling.meta_arch import Detr
 
-__all__ = ["ZooModel", "entry", "get", "get_config", "names"]
+__all__ = ["ZooModel", "config_file", "entry", "get", "get_config", "names"]
 
 
 def names() -> list[str]:
@@ -26,11 +26,16 @@ def get_config(name: str) -> CfgNode:
 
     Raises InputError for an unknown name.
     """
-    cfg = load_config(str(_configs() / entry(name).config), [])
+    cfg = load_config(config_file(name), [])
     cfg.MODEL.WEIGHTS = ZOO + name
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
+
+
+def config_file(name: str) -> str:
+    """The path of the model's YAML file. Raises InputError for an unknown name."""
+    return str(_configs() / entry(name).config)
 
 
 def get(

@@ -1,101 +1,129 @@
-"""Pictures: detections beside ground truth, and the course of a training."""
+"""Sheets of pictures: what a network is shown in training, and predictions beside ground truth."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from detectron2.data import Metadata
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.visualizer import Visualizer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-MIN_SHOWN_SIDE = 384  # pixels; smaller images are enlarged, so that labels can be read
+from detr.data.dataset_mapper import DetrDatasetMapper
+from detr.data.images import read_image
+from detr.data.loading import load_dataset
+from detr.data.metadata import class_names, is_panoptic
+from detr.data.panoptic_mapper import read_segment_ids
+from detr.drawing import draw_instances, draw_objects, draw_segments, label_text
+
+PICTURES = 8  # on a sheet
+MIN_SHOWN_SIDE, MAX_SHOWN_SIDE = 384, 640  # pixels; smaller images are enlarged, so that labels can be read
 GAP = 8  # pixels between pictures
 CAPTION = 24  # pixels of height
-CURVES = {"bbox/AP50": "box AP50", "bbox/AP": "box AP", "segm/AP": "mask AP", "panoptic_seg/PQ": "PQ"}
+
+Names = Sequence[str] | None
 
 
-def draw_boxes(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    classes: Sequence[int],
-    metadata: Metadata,
-    scores: Sequence[float] | None = None,
-) -> np.ndarray:
-    """image (H, W, 3) RGB uint8, boxes (M, 4) xyxy in its pixels -> the picture (H', W', 3) uint8, enlarged."""
-    names = metadata.get("thing_classes")
-    labels = [names[index] if names else str(index) for index in classes]
-    if scores is not None:
-        labels = [f"{label} {score:.0%}" for label, score in zip(labels, scores, strict=True)]
-    scale = max(1.0, MIN_SHOWN_SIDE / min(image.shape[:2]))
-    colors = [matplotlib.colormaps["tab10"](index % 10)[:3] for index in classes]
-    drawn = Visualizer(image, metadata, scale=scale).overlay_instances(
-        boxes=boxes, labels=labels, assigned_colors=colors
-    )
-    return np.asarray(drawn.get_image())
+def predictions_sheet(cfg: CfgNode, model: torch.nn.Module, threshold: float = 0.5) -> np.ndarray:
+    """Ground truth beside predictions, two pairs a row: (H, W, 3) uint8, RGB.
+
+    Of the first images of DATASETS.TEST[0] with two objects or more, as far as there are such images.
+    model: is set to evaluation mode
+    threshold: the least score of a box that is drawn
+    """
+    name = cfg.DATASETS.TEST[0]
+    mapper = DetrDatasetMapper(cfg, is_train=False)
+    panoptic = is_panoptic(name)
+    dicts = load_dataset(name)
+    names = class_names(name)
+    model.eval()
+    pairs = []
+    for x in _busy(dicts, "segments_info" if panoptic else "annotations"):
+        image, (output,) = read_image(x["file_name"], "RGB"), model([mapper(x)])
+        if "panoptic_seg" in output:
+            truth = read_segment_ids(x["pan_seg_file_name"]), x["segments_info"]
+            pairs.append(truth_beside_panoptic(image, truth, output["panoptic_seg"], names))
+        else:
+            pairs.append(truth_beside_detections(image, x["annotations"], output["instances"], names, threshold))
+    return sheet(pairs, columns=2)
+
+
+def targets_sheet(cfg: CfgNode, columns: int = 4) -> np.ndarray:
+    """Images of DATASETS.TRAIN as the network is shown them, augmented, with their boxes: (H, W, 3) uint8, RGB.
+
+    numpy's random numbers, which augmentations take, go on afterwards as if nothing had been drawn.
+    """
+    dicts = [x for name in cfg.DATASETS.TRAIN for x in load_dataset(name)]
+    mapper, names = DetrDatasetMapper(cfg, is_train=True), class_names(cfg.DATASETS.TRAIN[0])
+    state = np.random.get_state()
+    try:
+        shown = [mapper(x) for x in _busy(dicts, "annotations")]
+    finally:
+        np.random.set_state(state)
+    return sheet([draw_targets(x, cfg.INPUT.FORMAT, names) for x in shown], columns)
+
+
+def _busy(dicts: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """The first images with two objects or more, and others only where there are too few of these."""
+    busy = [x for x in dicts if len(x[key]) > 1]
+    return (busy + [x for x in dicts if len(x[key]) <= 1])[:PICTURES]
+
+
+def draw_targets(x: dict[str, Any], image_format: str, names: Names) -> np.ndarray:
+    """x: as ``DetrDatasetMapper`` returns it in training; image_format: as INPUT.FORMAT. The picture, RGB."""
+    image = np.ascontiguousarray(convert_image_to_rgb(x["image"].permute(1, 2, 0), image_format)).astype(np.uint8)
+    targets = x["instances"]
+    classes = targets.gt_classes.tolist()
+    masks = targets.gt_masks.tensor if targets.has("gt_masks") else None
+    labels = [label_text(index, names) for index in classes]
+    return draw_objects(image, targets.gt_boxes.tensor.numpy(), classes, labels, masks, _scale(image))
 
 
 def truth_beside_detections(
     image: np.ndarray,
     annotations: Sequence[dict[str, Any]],
     detections: Instances,
-    metadata: Metadata,
+    names: Names,
     threshold: float = 0.5,
 ) -> np.ndarray:
-    """One row of the sheet: the ground truth, then the predictions with a score above ``threshold``."""
+    """One row of the sheet: the ground truth, then the predictions with a score of ``threshold`` or more.
+
+    image: (H, W, 3) RGB uint8; names: of the classes
+    """
     objects = [obj for obj in annotations if not obj.get("iscrowd", 0)]
     truth = [BoxMode.convert(obj["bbox"], obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in objects]
-    confident = detections[detections.scores > threshold].to("cpu")
-    left = draw_boxes(image, np.array(truth).reshape(-1, 4), [obj["category_id"] for obj in objects], metadata)
-    right = draw_boxes(
-        image,
-        confident.pred_boxes.tensor.numpy(),
-        confident.pred_classes.tolist(),
-        metadata,
-        confident.scores.tolist(),
-    )
-    return sheet([_captioned(left, "ground truth"), _captioned(right, f"predictions, score > {threshold}")], columns=2)
+    classes = [obj["category_id"] for obj in objects]
+    labels = [label_text(index, names) for index in classes]
+    left = draw_objects(image, np.array(truth).reshape(-1, 4), classes, labels, scale=_scale(image))
+    detections = detections.to("cpu")
+    right = draw_instances(image, detections[detections.scores >= threshold], names, _scale(image))
+    captions = ("ground truth", f"predictions, scores of {threshold:.2f} or more")
+    return sheet([_captioned(left, captions[0]), _captioned(right, captions[1])], columns=2)
 
 
 def truth_beside_panoptic(
     image: np.ndarray,
     truth: tuple[np.ndarray, Sequence[dict[str, Any]]],
     predicted: tuple[Tensor, Sequence[dict[str, Any]]],
-    metadata: Metadata,
+    names: Names,
 ) -> np.ndarray:
     """One row of the sheet: the ground truth, then the predicted panoptic map.
 
     image: (H, W, 3) RGB uint8
-    truth, predicted: segment ids (H, W), and a dict per segment with "id", "category_id" and "isthing"
-    metadata: of a panoptic data set, whose ``stuff_classes`` and ``stuff_colors`` list things and stuff
+    truth, predicted: segment ids (H, W), and a dict per segment with "id" and "category_id"
+    names: of things and stuff
     """
-    left = draw_segments(image, torch.from_numpy(truth[0].astype(np.int32)), truth[1], metadata)
-    right = draw_segments(image, predicted[0].cpu(), predicted[1], metadata)
+    left = draw_segments(image, torch.from_numpy(truth[0].astype(np.int32)), truth[1], names, _scale(image))
+    right = draw_segments(image, predicted[0].cpu(), predicted[1], names, _scale(image))
     return sheet([_captioned(left, "ground truth"), _captioned(right, "predicted panoptic map")], columns=2)
 
 
-def draw_segments(
-    image: np.ndarray, segmentation: Tensor, segments: Sequence[dict[str, Any]], metadata: Metadata
-) -> np.ndarray:
-    """image (H, W, 3) RGB uint8, ids (H, W) int32 -> the picture (H', W', 3) uint8, enlarged."""
-    scale = max(1.0, MIN_SHOWN_SIDE / min(image.shape[:2]))
-    visualizer = Visualizer(image, metadata, scale=scale)
-    shades = np.random.default_rng(0)
-    for segment in segments:
-        mask = (segmentation == segment["id"]).numpy()
-        color = np.array(metadata.stuff_colors[segment["category_id"]]) / 255
-        if segment["isthing"]:
-            color = (color + shades.uniform(-0.2, 0.2, 3)).clip(0, 1)
-        name = metadata.stuff_classes[segment["category_id"]]
-        score = f" {segment['score']:.0%}" if "score" in segment else ""
-        visualizer.draw_binary_mask(mask, color=color, text=name + score, alpha=0.7, area_threshold=0)
-    return np.asarray(visualizer.output.get_image())
+def _scale(image: np.ndarray) -> float:
+    """Of a picture to its image, so that its shorter side is in a range that a sheet has room for."""
+    side = min(image.shape[:2])
+    return min(max(1.0, MIN_SHOWN_SIDE / side), MAX_SHOWN_SIDE / side)
 
 
 def _captioned(picture: np.ndarray, text: str) -> np.ndarray:
@@ -105,44 +133,19 @@ def _captioned(picture: np.ndarray, text: str) -> np.ndarray:
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Lays pictures (H_i, W_i, 3) out in rows on white, each in a cell of the largest one's size."""
-    height = max(picture.shape[0] for picture in pictures)
+    """Lays pictures (H_i, W_i, 3) out in rows on white. A row is as high as its highest picture."""
     width = max(picture.shape[1] for picture in pictures)
-    rows = -(-len(pictures) // columns)
-    canvas = np.full((rows * height + (rows - 1) * GAP, columns * width + (columns - 1) * GAP, 3), 255, dtype=np.uint8)
-    for index, picture in enumerate(pictures):
-        top, left = (index // columns) * (height + GAP), (index % columns) * (width + GAP)
-        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    lines = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    heights = [max(picture.shape[0] for picture in line) for line in lines]
+    size = sum(heights) + (len(lines) - 1) * GAP, columns * width + (columns - 1) * GAP
+    canvas, top = np.full((*size, 3), 255, dtype=np.uint8), 0
+    for line, height in zip(lines, heights, strict=True):
+        for index, picture in enumerate(line):
+            left = index * (width + GAP)
+            canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        top += height + GAP
     return canvas
 
 
 def save_picture(picture: np.ndarray, path: str) -> None:
     Image.fromarray(picture).save(path)
-
-
-def plot_training(metrics_file: str, path: str) -> None:
-    """The loss against iterations, and AP and PQ against the minutes since the start.
-
-    metrics_file: Detectron2's ``metrics.json``, one JSON object a line, with ``minutes`` recorded in training
-    """
-    with open(metrics_file) as file:
-        rows = [json.loads(line) for line in file]
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss_axis, ap_axis = figure.subplots(1, 2)
-    losses = [(row["iteration"], row["total_loss"]) for row in rows if "total_loss" in row]
-    loss_axis.plot(*zip(*losses, strict=True), color="tab:blue")
-    loss_axis.set(xlabel="iteration", ylabel="total loss, all decoder layers", yscale="log")
-    timed, minutes = [], 0.0
-    for row in rows:
-        minutes = row.get("minutes", minutes)  # the last evaluation comes after the last step: its row has no time
-        if "bbox/AP" in row:
-            timed.append({**row, "minutes": minutes})
-    for key, label in CURVES.items():
-        if any(key in row for row in timed):
-            ap_axis.plot([row["minutes"] for row in timed], [row[key] for row in timed], "o-", label=label)
-    ap_axis.set(xlabel="minutes since the start", ylabel="on the validation set", ylim=(0, 100))
-    ap_axis.legend(loc="lower right")
-    for axis in (loss_axis, ap_axis):
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)

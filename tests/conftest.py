@@ -25,6 +25,7 @@ from detectron2.structures import BitMasks, Boxes, Instances  # noqa: E402
 
 from detr.data.shapes import ensure_shapes  # noqa: E402
 from detr.engine.defaults import load_config  # noqa: E402
+from detr.engine.terminal import end_quiet  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart" / "shapes_detection.yaml"
@@ -67,7 +68,8 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(autouse=True)
 def _logs_propagate() -> None:
-    """Detectron2's logging, which a training in some test sets up, would hide records from caplog."""
+    """Logging, which a training in some test sets up, would hide records from caplog, and show lines of our own."""
+    end_quiet()
     for name in ("detr", "detectron2"):
         logging.getLogger(name).propagate = True
 

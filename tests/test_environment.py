@@ -15,8 +15,13 @@ from tests.source_tree import ROOT, imports, package_of, sources
 SETUP_ENV = ROOT / "tools" / "setup_env.sh"
 # import name -> distribution, where they differ
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python-headless"}
-# Says so, and goes on without, where it is not installed.
-USES_TRANSFORMERS = {"convert/verification.py"}
+# These say in one line what to install where it is missing. cv2 is there with Detectron2.
+USES_EXTRAS = {
+    "convert/verification.py": ("TRANSFORMERS",),
+    "drawing.py": ("DETECTRON2",),
+    "tiles.py": ("TILES",),
+    "video.py": ("VIDEO", "DETECTRON2"),
+}
 
 BLOCK = """
 import sys
@@ -66,7 +71,8 @@ def test_a_missing_package_of_detectron2_is_named():
 def test_every_third_party_import_is_declared(setup_lists):
     always = requirements(setup_lists.INSTALL_REQUIRES)
     for path, source in sources().items():
-        declared = {**always, **requirements(setup_lists.TRANSFORMERS)} if path in USES_TRANSFORMERS else always
+        extras = [getattr(setup_lists, name) for name in USES_EXTRAS.get(path, ())]
+        declared = always.keys() | {name for extra in extras for name in requirements(extra)}
         tops = {name.split(".")[0] for name in imports(source, package_of(path))}
         for top in tops - {"detr", "detectron2"} - sys.stdlib_module_names:
             name = canonicalize_name(DISTRIBUTIONS.get(top, top))

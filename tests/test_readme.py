@@ -158,7 +158,7 @@ def test_commands_name_options_and_keys_that_exist(page, command, monkeypatch):
     assert {x for x in words if x.startswith("--")} - options_of(script, monkeypatch) == set()
     config = words[words.index("--config-file") + 1] if "--config-file" in words else ""
     is_key = re.compile(r"[A-Z][A-Z0-9_]*([.][A-Z0-9_]+)*").fullmatch
-    key = next((i for i, word in enumerate(words) if is_key(word)), len(words))
+    key = next((i for i, word in enumerate(words) if is_key(word.partition("=")[0])), len(words))
     load_config(str(ROOT / config) if config.startswith("configs/") else "", words[key:])  # raises where it is wrong
 
 

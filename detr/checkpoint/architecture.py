@@ -25,7 +25,9 @@ class CheckpointInfo:
 
     dilation: bool | None = None  # DC5: res5 dilated by [1, 2, 2]
     heads: int | None = None  # of attention
-    classes: tuple[str, ...] | None = None  # their names, where they are not COCO's
+    classes: tuple[str, ...] | None = None  # their names; place-holders for some that are not COCO's
+    config: str | None = None  # as in ``ModelCard``
+    score_threshold: float | None = None  # as in ``ModelCard``
 
     def or_else(self, other: "CheckpointInfo") -> "CheckpointInfo":
         """This one's values, with those of ``other`` where they are unknown."""

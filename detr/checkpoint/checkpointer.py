@@ -8,20 +8,22 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from detr.checkpoint.architecture import CheckpointInfo
+from detr.checkpoint.class_rows import plan_rows, take_rows
 from detr.checkpoint.compatibility import check_weights_fit
 from detr.checkpoint.files import load_file, weights_in_folder
 from detr.checkpoint.formats import DETECTRON2
 from detr.checkpoint.hub import local_path
+from detr.checkpoint.model_info import class_names, compare, heads_of, info_of
 from detr.checkpoint.options import split_options
 from detr.checkpoint.resume import check_resume
 from detr.checkpoint.rows import fit, fit_training_queries, is_for_training
-from detr.checkpoint.source import NOTE, Source, read, source_of
+from detr.checkpoint.source import Source, as_note, read, source_of
 from detr.checkpoint.wrappers import unwrapped_names
 from detr.errors import InputError
+from detr.modeling.card import ModelCard
 from detr.modeling.meta_arch import Detr
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class DetrCheckpointer(DetectionCheckpointer):
     reinitialized: list[str]
     _resumes = False  # whether a checkpoint without a part is an error
     _known_format = False  # of the file that is loaded
+    card: ModelCard  # what the file that was loaded last says of its model
 
     def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
         """As Detectron2's, which unwraps DistributedDataParallel; a compiled model is unwrapped too."""
@@ -71,7 +74,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             path = weights_in_folder(path)
         if "?" in path:
             raise InputError(f"{path} has a ? in its name, where Detectron2 begins to read options: rename the file")
-        self._path, self._known_format = path, False
+        self._path, self._known_format, self.card = path, False, ModelCard()
         if self._options.matching_heuristics:
             path += "?matching_heuristics=True"  # as Detectron2 reads it
         try:
@@ -83,7 +86,7 @@ class DetrCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """As Detectron2's, with a note on what the tensors of a ``Detr`` do not show."""
         if isinstance(self.model, Detr):
-            kwargs[NOTE] = {"dilation": _is_dilated(self.model), "heads": _heads(self.model)}
+            kwargs |= as_note(info_of(self.model))
         super().save(name, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -134,19 +137,19 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def _understood(self, source: Source) -> dict[str, Any] | None:
         """The source in Detectron2's form; None where it is in no format of DETR's."""
-        self._known_format = source.format is not None
+        self._known_format, self.card = source.format is not None, source.card()
         if source.format is None:
             return None
         logger.info("%s: %s, %d tensors", source.path, source.format.title, len(source.state))
         for line in source.lines:
             logger.info(line)
-        heads = _heads(self.model)
+        heads = heads_of(self.model)
         if self._resumes and None not in (source.info.heads, heads) and source.info.heads != heads:
             raise InputError(
                 f"cannot resume from {source.path}: MODEL.DETR.NHEADS is {heads} here and {source.info.heads} in the "
                 "checkpoint; set it back"
             )
-        _compare(source.info, self.model)
+        compare(source.info, self.model)
         if source.format is DETECTRON2:
             return {**source.rest, "model": source.state}
         conversion = source.to_detectron2()
@@ -165,8 +168,11 @@ class DetrCheckpointer(DetectionCheckpointer):
             # Parts of the model may be wrapped, as by torch.compile, whether or not they were in the checkpoint.
             own_names = {name: key for key, name in unwrapped_names(self.model.state_dict()).items()}
             checkpoint["model"] = {own_names.get(name, name): value for name, value in checkpoint["model"].items()}
-        if self._restored and (self._resumes or not self._restored.keys().isdisjoint(checkpoint)):
-            check_resume(self._path, checkpoint, self.model, self._restored)
+            self.model.names_of_weights = None  # those of an earlier load say nothing of the model
+        goes_on = bool(self._restored) and (self._resumes or not self._restored.keys().isdisjoint(checkpoint))
+        if goes_on:
+            names = (self.card.class_names, class_names(self.model)) if isinstance(self.model, Detr) else (None, None)
+            check_resume(self._path, checkpoint, self.model, self._restored, *names)
         if not isinstance(self.model, Detr):
             return super()._load_model(checkpoint)
         own = self.model.state_dict()
@@ -175,19 +181,43 @@ class DetrCheckpointer(DetectionCheckpointer):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             is_caffe2 = checkpoint.get("__author__") == "Caffe2"
             checkpoint["model"] = align_and_update_state_dicts(own, checkpoint["model"], c2_conversion=is_caffe2)
-        state, notes = fit_training_queries(checkpoint["model"], own)
-        for line in notes:
-            logger.info(line)
-        checkpoint["model"], lines = fit(state, own)
+        checkpoint["model"] = self._fit(checkpoint["model"], own)
         known, partial = self._known_format or by_heuristics, self._options.partial
         try:
             check_weights_fit(checkpoint["model"], own, known=known, partial=partial)
         except InputError as error:
             raise InputError(f"{self._path}: {error}") from error
-        for line in lines:
+        for line in self.reinitialized:
             logger.warning(line)
-        self.reinitialized += lines
+        self.model.names_of_weights = self.card.class_names
         return super()._load_model(checkpoint)
+
+    def _fit(self, state: dict[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The weights with the model's numbers of rows, by the names of the classes where both know them."""
+        names = unwrapped_names(own)
+        plain = {name: own[key] for key, name in names.items()}
+        state = {names.get(key, key): value for key, value in state.items()}
+        old, new = self.card.class_names, class_names(self.model)
+        plan = plan_rows(old, new) if old and new else None
+        lines = []
+        if plan is not None:
+            state = take_rows(state, plain, plan.rows, len(old or ()))
+            if plan.warning:
+                logger.warning(plan.warning)
+            if plan.complete and plan.line:
+                logger.info(plan.line)
+            elif plan.line:
+                lines.append(plan.line)
+        state, notes = fit_training_queries(state, plain)
+        for line in notes:
+            logger.info(line)
+        state, more = fit(state, plain)
+        lines += more
+        parts = {line.partition(":")[0] for line in lines}
+        self._partial = {key for key, name in names.items() if _part(name) in parts}
+        self.reinitialized += lines
+        own_names = {name: key for key, name in names.items()}
+        return {own_names.get(name, name): value for name, value in state.items()}
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         if not isinstance(self.model, Detr):
@@ -199,7 +229,8 @@ class DetrCheckpointer(DetectionCheckpointer):
             [key for key in keys if not key.endswith("num_batches_tracked") and not is_for_training(key)]
             for keys in (self.model.state_dict(), incompatible.missing_keys)
         )
-        logger.info("loaded %d of the model's %d tensors", len(own) - len(missing), len(own))
+        loaded = set(own).difference(missing, self._partial)
+        logger.info("loaded %d of the model's %d tensors", len(loaded), len(own))
         total = Counter(map(_part, own))
         for part, keys in _by_part(missing).items():
             if len(keys) == total[part]:
@@ -238,31 +269,6 @@ def _unwrapped(model: Any) -> Any:
         if inner is None:
             return model
         model = inner
-
-
-def _compare(info: CheckpointInfo, model: Detr) -> None:
-    """Warns where the weights were trained for a function that has the same tensors and other results."""
-    if info.dilation is not None and info.dilation != _is_dilated(model):
-        weights, config, value = ("with", "without", 2) if info.dilation else ("without", "with", 1)
-        logger.warning(
-            f"the weights are of a model {weights} DC5 (dilated res5) and the config is of one {config}: results "
-            f"suffer; set MODEL.RESNETS.RES5_DILATION {value}"
-        )
-    heads = _heads(model)
-    if info.heads is not None and heads is not None and info.heads != heads:
-        logger.warning(
-            f"the weights were trained with {info.heads} attention heads and the model has {heads}: results mean "
-            f"nothing; set MODEL.DETR.NHEADS {info.heads}"
-        )
-
-
-def _heads(model: Detr) -> int | None:
-    return getattr(model.transformer, "heads", None)  # a transformer of the user's own may have none
-
-
-def _is_dilated(model: Detr) -> bool:
-    res5 = getattr(model.backbone, "res5", None)
-    return res5 is not None and hasattr(res5[-1], "conv2") and bool(res5[-1].conv2.dilation[0] > 1)
 
 
 def _part(key: str) -> str:

@@ -1,12 +1,13 @@
 """Whether a training can go on from a checkpoint: the same model, and an optimizer that can take the saved state."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from detr.checkpoint.architecture import config_values
+from detr.checkpoint.class_rows import differences, listed
 from detr.checkpoint.optimizer_state import has_optimizer, lacks_moments, mismatch, overridden, saved_optimizers
 from detr.errors import InputError
 
@@ -16,15 +17,27 @@ logger = logging.getLogger(__name__)
 _NOT_SAVED_NOW = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors")
 
 
-def check_resume(path: str, checkpoint: Mapping[str, Any], model: nn.Module, restored: Mapping[str, Any]) -> None:
-    """Raises InputError where the model's tensors or an optimizer's state would not fit. Changes nothing.
+def check_resume(
+    path: str,
+    checkpoint: Mapping[str, Any],
+    model: nn.Module,
+    restored: Mapping[str, Any],
+    saved_names: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Raises InputError where the model's tensors, its classes or an optimizer's state would not fit. Changes nothing.
 
     checkpoint: as it was read from ``path``; its ``model`` has the model's names
     restored: the objects besides the model that would take their state from the checkpoint, by their names in it
+    saved_names, names: of the checkpoint's classes and of the model's; None where they are unknown
 
     Warns of settings of the optimizer that the checkpoint's replace.
     """
-    reason = _other_model(checkpoint["model"], model.state_dict()) or _other_optimizer(checkpoint, model, restored)
+    reason = (
+        _other_model(checkpoint["model"], model.state_dict())
+        or _other_classes(saved_names, names)
+        or _other_optimizer(checkpoint, model, restored)
+    )
     if reason:
         back = "set it back, or start" if "MODEL." in reason or "SOLVER." in reason else "start"
         raise InputError(
@@ -58,6 +71,12 @@ def _other_model(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> str | N
         shapes = f"{tuple(own[other[0]].shape)} here and {tuple(saved[other[0]].shape)} in the checkpoint"
         return f"its model is another one: {_first(other)} of another shape, {shapes}"
     return None
+
+
+def _other_classes(saved: Sequence[str] | None, own: Sequence[str] | None) -> str | None:
+    if not saved or not own or not (found := differences(saved, own)):
+        return None
+    return f"its classes have other names or another order than the data set's: {listed(found)}"
 
 
 def _first(keys: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +13,27 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from detr.checkpoint.architecture import CheckpointInfo
+from detr.checkpoint.class_rows import coco_names
 from detr.checkpoint.files import load_config_json, load_file, weights_in_folder
-from detr.checkpoint.formats import TRANSFORMERS, Conversion, Format, recognize, to_detectron2
+from detr.checkpoint.formats import (
+    DETECTRON2,
+    TRANSFORMERS,
+    WRAPPER,
+    WRAPPER_MASKS,
+    Conversion,
+    Format,
+    recognize,
+    to_detectron2,
+)
 from detr.checkpoint.hub import ZOO, released_file
+from detr.checkpoint.rows import COCO_ROWS
 from detr.checkpoint.wrappers import IsOwn, choose, unwrapped_names
 from detr.errors import InputError
+from detr.modeling.card import ModelCard
 
-NOTE = "detr"  # the key under which the converter stores what the tensors do not show
+NOTE = "detr"  # the key under which a file holds what the tensors do not show
+_CLASS_BIASES = ("class_embed.bias", "class_labels_classifier.bias")
+_DETECTRON2S = (DETECTRON2, WRAPPER, WRAPPER_MASKS)  # whose 80 or 133 classes may be anyone's
 
 
 @dataclass
@@ -38,10 +53,33 @@ class Source:
         Raises InputError, with the file's name, where the file is no DETR or has keys without a place.
         """
         try:
-            coco = self.info.classes is None and not own_classes
+            classes = self.info.classes
+            coco = not own_classes and (classes is None or classes == coco_names(len(classes)))
             return to_detectron2(self.state, coco=coco, keep_ids=keep_ids)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Those of the classes that ``to_detectron2`` gives, in their order; None where they are unknown."""
+        classes = self.info.classes
+        heads = [value for key, value in self.state.items() if key.endswith(_CLASS_BIASES)]
+        rows = len(heads[0]) if heads else 0
+        coco = coco_names(COCO_ROWS.get(rows, 0))  # of a head that counts COCO's ids
+        if classes is None:
+            return None if self.format in _DETECTRON2S else coco
+        if any(re.fullmatch(r"class \d+", name) for name in classes):  # the converter's place-holders
+            return None
+        return classes if len(classes) == rows - 1 or classes == coco else None
+
+    def card(self) -> ModelCard:
+        """What the file says of the model."""
+        return ModelCard(self.class_names(), self.info.config or "", self.info.score_threshold)
+
+
+def as_note(info: CheckpointInfo) -> dict[str, dict[str, object]]:
+    """What is known, as a file's content; ``read`` finds it there."""
+    known = {key: list(value) if key == "classes" else value for key, value in vars(info).items() if value is not None}
+    return {NOTE: known} if known else {}
 
 
 def read(path: str, *, unsafe: bool = False, weights: str | None = None, is_own: IsOwn | None = None) -> Source:
@@ -108,13 +146,24 @@ def _info(path: str, rest: Mapping[str, Any], config: Mapping[str, Any]) -> Chec
         return CheckpointInfo(dilation=released.dc5, heads=8)
     args, note = rest.get("args"), rest.get(NOTE)
     if isinstance(note, Mapping):
-        classes = note.get("classes")
-        return CheckpointInfo(note.get("dilation"), note.get("heads"), tuple(classes) if classes else None)
+        return _info_of_note(note)
     if isinstance(args, argparse.Namespace):  # of the authors' training
         return CheckpointInfo(dilation=getattr(args, "dilation", None), heads=getattr(args, "nheads", None))
     if config:
         return _info_of_transformers(path, config)
     return CheckpointInfo()
+
+
+def _info_of_note(note: Mapping[str, Any]) -> CheckpointInfo:
+    classes = note.get("classes")
+    named = isinstance(classes, (list, tuple)) and {*map(type, classes)} == {str}
+    return CheckpointInfo(
+        note.get("dilation"),
+        note.get("heads"),
+        tuple(classes or ()) if named else None,
+        note.get("config"),
+        note.get("score_threshold"),
+    )
 
 
 def _info_of_transformers(path: str, config: Mapping[str, Any]) -> CheckpointInfo:

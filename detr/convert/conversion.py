@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from detr.checkpoint.architecture import CheckpointInfo, architecture, missing_keys
+from detr.checkpoint.class_rows import coco_names, listed
 from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_file, sha256
 from detr.checkpoint.formats import from_detectron2, target_format
 from detr.checkpoint.hub import RELEASED, ZOO, local_path
 from detr.checkpoint.options import split_options
 from detr.checkpoint.rows import CLASS_KEYS, QUERY_KEY, State, fit, num_rows, to_category_ids
-from detr.checkpoint.source import NOTE, Source, read
+from detr.checkpoint.source import NOTE, Source, as_note, read
 from detr.convert.transformers_folder import FILES, check_transformers, save_transformers
 from detr.errors import InputError
 
@@ -76,8 +77,7 @@ def convert(request: Request) -> Report:
         coco = coco and not resized
     else:
         state, resized = _resized(conversion.state, None, request.num_queries)
-    if request.own_classes and info.classes is None:  # the note records that they are not COCO's
-        info = replace(info, classes=tuple(f"class {i}" for i in range(num_rows(state) - 1)))
+    info = _info_of_output(request, source, info, num_rows(state) - 1)
     lines = [*source.lines, *conversion.lines, *resized]
     if lost:
         lines.append(f"INCOMPLETE: {len(lost)} tensors that a whole DETR has are missing, the first: {lost[0]}")
@@ -88,13 +88,13 @@ def convert(request: Request) -> Report:
     target = target_format(state, request.to, timm=timm)
     if request.to == "detectron2":
         written, output = state, request.output
-        save_file({"model": state, **_note(info)}, output)
+        save_file({"model": state, **as_note(info)}, output)
     else:
         back = from_detectron2(state, target, coco=coco)
         written, output = back.state, request.output
         lines += back.lines
         if request.to == "original":
-            save_file({"model": written, **_note(info)}, output)
+            save_file({"model": written, **as_note(info)}, output)
         else:
             sizes = architecture(state, info)
             check_transformers(sizes, timm=timm)
@@ -111,6 +111,17 @@ def convert(request: Request) -> Report:
         ("SHA-256", sha256(output)),
     ]
     return Report(rows, source, info, output)
+
+
+def _info_of_output(request: Request, source: Source, info: CheckpointInfo, num_classes: int) -> CheckpointInfo:
+    """``info`` with the names of the classes that are written, and the config where it is still theirs."""
+    names = source.class_names()
+    if (request.own_classes and info.classes is None) or names is None or len(names) != num_classes:
+        # That they are not COCO's must be known even where their names are not.
+        own = request.own_classes or info.classes not in (None, coco_names(len(info.classes or ())))
+        names = tuple(f"class {i}" for i in range(num_classes)) if own else None
+    changed = request.num_classes or request.num_queries or request.dc5 or request.heads
+    return replace(info, classes=names, config=None if changed else info.config)
 
 
 def _found(source: str) -> str:
@@ -147,13 +158,7 @@ def _resized(state: State, num_classes: int | None, num_queries: int | None) -> 
     return fit(state, {**dict(zip(CLASS_KEYS, values, strict=True)), QUERY_KEY: embedding.weight.detach()})
 
 
-def _note(info: CheckpointInfo) -> dict[str, dict[str, object]]:
-    """What the tensors do not show, stored for the next program that reads the file."""
-    known = {key: list(value) if key == "classes" else value for key, value in vars(info).items() if value is not None}
-    return {NOTE: known} if known else {}
-
-
 def _format_info(info: CheckpointInfo) -> list[tuple[str, str]]:
     dilation = {None: "unknown, assumed no (--dc5)", True: "yes", False: "no"}[info.dilation]
     heads = "unknown, assumed 8 (--heads)" if info.heads is None else str(info.heads)
-    return [("DC5", dilation), ("heads", heads)]
+    return [("DC5", dilation), ("heads", heads), *([("classes", listed(info.classes))] if info.classes else [])]

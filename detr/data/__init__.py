@@ -1,1 +1,5 @@
-"""Data: transforms, the mappers, checks before training, and the embedded shapes."""
+"""Data: formats, transforms, the mappers, checks before training, and the embedded shapes."""
+
+from detr.data.formats import register_any
+
+__all__ = ["register_any"]

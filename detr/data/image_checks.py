@@ -13,6 +13,7 @@ from PIL import Image
 
 from detr.data.dataset_mapper import size_problem
 from detr.data.images import range_problem, upright_size
+from detr.data.loading import path_hint
 from detr.data.panoptic_mapper import has_known_area, png_size_problem, read_segment_ids, segment_masks
 from detr.errors import InputError
 
@@ -58,8 +59,8 @@ def _check_existence(kind: str, paths: Sequence[str]) -> None:
     if missing:
         more = f" (and {len(missing) - 1} more of {len(paths)})" if len(missing) > 1 else ""
         raise InputError(
-            f"the {kind} {missing[0]} does not exist{more}: restore it, or point DETECTRON2_DATASETS at the folder "
-            "that holds the data set"
+            f"the {kind} {missing[0]} does not exist{more}: {path_hint(missing[0])}, or correct the file names in its "
+            "annotations"
         )
 
 

@@ -25,12 +25,7 @@ def read_image(path: str, image_format: str) -> np.ndarray:
     """
     try:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
-            problem = range_problem(path, image)
-            if problem:
-                raise InputError(problem)
-            image.load()  # before its EXIF is read: PIL itself turns a TIFF, while it loads
-            upright = _scale_to_8_bits(detection_utils._apply_exif_orientation(image), image)
-            return detection_utils.convert_PIL_to_numpy(upright, image_format)  # type: ignore[no-any-return]
+            return to_pixels(image, image_format, path)
     except InputError:
         raise
     except Exception as error:  # PIL and the path handlers raise many kinds
@@ -38,6 +33,19 @@ def read_image(path: str, image_format: str) -> np.ndarray:
             f"cannot read the image {path} ({type(error).__name__}: {error}): restore the file or take it out of "
             "the annotations"
         ) from error
+
+
+def to_pixels(image: Image.Image, image_format: str, path: str) -> np.ndarray:
+    """The pixels of an open image, as ``read_image`` returns them; path: its name in an error.
+
+    Raises InputError where the range of its pixels is not known, and what PIL raises for a damaged file.
+    """
+    problem = range_problem(path, image)
+    if problem:
+        raise InputError(problem)
+    image.load()  # before its EXIF is read: PIL itself turns a TIFF, while it loads
+    upright = _scale_to_8_bits(detection_utils._apply_exif_orientation(image), image)
+    return detection_utils.convert_PIL_to_numpy(upright, image_format)  # type: ignore[no-any-return]
 
 
 def range_problem(path: str, image: Image.Image) -> str | None:

@@ -5,6 +5,7 @@ import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -164,8 +165,8 @@ def check_registered(name: str) -> None:
     near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     raise InputError(
-        f"the data set {name!r} is not registered{hint} Register your own before training with "
-        "detectron2.data.datasets.register_coco_instances(name, {}, json_file, image_root)"
+        f"the data set {name!r} is not registered{hint} Name your own in the config, as in "
+        f"DATASETS.REGISTER \"(('{name}', 'PATH'),)\", or register it with detr.register_any(name, path)"
     )
 
 
@@ -179,6 +180,15 @@ def check_files(name: str) -> None:
         path = metadata.get(key)
         if path and "://" not in str(path) and not os.path.exists(path):
             raise InputError(
-                f"the data set {name} is registered, but its {key} {path} does not exist: put the data there, or "
-                "point the environment variable DETECTRON2_DATASETS at the folder that holds it"
+                f"the data set {name} is registered, but its {key} {path} does not exist: {path_hint(path)}"
             )
+
+
+def path_hint(path: str) -> str:
+    """What to do where a file or a folder of a registered data set is missing."""
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")  # as Detectron2 registers COCO and others
+    if Path(path).absolute().is_relative_to(Path(root).absolute()):
+        return f"put the data there, or point the environment variable DETECTRON2_DATASETS, now {root}, at its folder"
+    if not os.path.isabs(path):
+        return f"relative paths begin in the folder of the command, now {os.getcwd()}; register it with the right path"
+    return "restore it, or register the data set with the right path"

@@ -19,7 +19,6 @@ from detr.data.panoptic_checks import check_panoptic_truth, check_segments
 from detr.data.statistics import (
     Row,
     box_statistics,
-    log_table,
     segment_statistics,
     warn_of_surplus,
     warn_of_unseen_classes,
@@ -36,6 +35,7 @@ from detr.engine.evaluation import (
     measures_pq,
 )
 from detr.engine.samplers import check_sampler
+from detr.engine.start_screen import report_data
 from detr.errors import InputError
 
 PERFECT = 99.9  # percent, without the error of summing
@@ -120,7 +120,7 @@ def _check_training_sets(cfg: CfgNode, dicts: list[dict[str, Any]], test_rows: d
         key = "segments_info" if panoptic else "annotations"
         objects = [[obj for obj in x[key] if panoptic or not obj.get("iscrowd")] for x in dicts]
         warn_of_surplus(dicts, list(map(len, objects)), cfg.MODEL.DETR.NUM_OBJECT_QUERIES)
-        log_table({title: row, **test_rows})
+        report_data({title: row, **test_rows})
         classes = class_names(names[0])
         if classes:
             warn_of_unseen_classes(dicts, classes)

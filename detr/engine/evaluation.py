@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,13 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.modeling import META_ARCH_REGISTRY
-from tabulate import tabulate
 
+from detr.checkpoint.class_rows import differences, listed
 from detr.data.metadata import class_names, is_panoptic, thing_ids
 from detr.engine.coco_evaluation import FastCOCOEvaluator
 from detr.engine.panoptic_evaluation import panoptic_evaluator
 from detr.errors import InputError
+from detr.modeling.card import ModelCard
 from detr.modeling.preprocessing import BaseDetr
 
 # What the tasks of Detectron2's results are called in the table; panoptic numbers speak for themselves.
@@ -196,20 +197,17 @@ class ThingsEvaluator(FastCOCOEvaluator):
         return super()._derive_coco_results(coco_eval, iou_type, self.thing_names)  # type: ignore[no-any-return]
 
 
-def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """All numbers of an evaluation but those of single classes: a row per metric, a column per data set.
-
-    results: data set -> task -> metric -> number, as evaluators return them; a percentage each
-    """
-    rows: dict[str, dict[str, float]] = {}
-    for dataset, tasks in results.items():
-        for task, metrics in tasks.items():
-            if not isinstance(metrics, Mapping):  # of an evaluator that returns numbers, not dicts
-                rows.setdefault(task, {})[dataset] = metrics
-                continue
-            for metric, value in metrics.items():
-                if "-" not in metric:  # as in "AP-person"
-                    name = TASK_NAMES.get(task, f"{task} ") + metric
-                    rows.setdefault(name, {})[dataset] = value
-    body = [[name, *(values.get(dataset) for dataset in results)] for name, values in rows.items()]
-    return str(tabulate(body, headers=["", *results], tablefmt="pipe", floatfmt=".2f"))
+def warn_of_other_classes(cfg: CfgNode, model: torch.nn.Module) -> None:
+    """Warns of test sets that name or order the classes otherwise than the model, whose AP would mean nothing."""
+    card = getattr(model, "card", None)
+    known = (card.class_names if isinstance(card, ModelCard) else None) or ()
+    for name in cfg.DATASETS.TEST:
+        names = class_names(name) or []
+        if len(names) == len(known) and (found := differences(known, names, "the model")):
+            logger.warning(
+                "%s: its classes have other names or another order than the model's: %s. Unless they only have other "
+                "names, the results are wrong: correct the data set, or name it in DATASETS.TRAIN too, so that rows "
+                "are moved to the classes of the same name",
+                name,
+                listed(found),
+            )

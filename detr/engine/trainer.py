@@ -24,15 +24,20 @@ from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.loading import load_dataset
 from detr.data.metadata import is_panoptic
 from detr.data.panoptic_mapper import DetrPanopticMapper
-from detr.data.statistics import log_table
-from detr.engine import data_checks, evaluation, samplers, solver
+from detr.data.statistics import Row
+from detr.engine import data_checks, evaluation, samplers, solver, terminal
 from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
 from detr.engine.early_stopping import EarlyStopping, StoppableLoop, check_patience
 from detr.engine.evaluation import is_detr
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
+from detr.engine.progress import CountedTests, TrainingProgress
+from detr.engine.results import results_table, results_text
 from detr.engine.run_writers import build_run_writers, check_logging
+from detr.engine.schedule_checks import DataSizes, schedule_warnings
+from detr.engine.start_screen import report_data, show_evaluation, show_training
 from detr.engine.validation_loss import build_loss_loader, check_loss, validation_losses
+from detr.engine.written_configs import save_config
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +61,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         solver.check_batch_size(cfg)
         check_loss(cfg)
         data_checks.on_main_process(partial(check_logging, cfg))
-        rows = {}
+        self._given_cfg = cfg
+        rows: dict[str, Row] = {}
         if not self._overrides("build_test_loader", "test"):
             rows = data_checks.check_test_sets(cfg, own_evaluator=self._overrides("build_evaluator"))
         dicts: list[dict[str, Any]] = []
@@ -65,10 +71,14 @@ class Trainer(DefaultTrainer, StoppableLoop):
             dicts = data_checks.check_training_sets(cfg, rows)
             num_images = len(dicts)
         else:
-            log_table(rows)
+            report_data(rows)
             if solver.needs_data_size(cfg):
                 num_images = data_checks.count_training_images(cfg)
         cfg = solver.schedule_in_iterations(cfg, num_images)
+        if dicts and is_detr(cfg) and comm.is_main_process():
+            for line in schedule_warnings(cfg, DataSizes.measure(dicts)):
+                logger.warning(line)
+        self._test_images = sum(row["images"] for row in rows.values())
         check_patience(cfg)
         self._loss_loaders = {name: self.build_loss_loader(cfg, name) for name in cfg.DATASETS.TEST if cfg.TEST.LOSS}
         with _keep_for_loader(cfg, dicts):
@@ -85,9 +95,13 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """As DefaultTrainer's, with TEST.LOSS and SOLVER.PATIENCE.
 
         Metrics are written after every evaluation too. Of a ``Detr`` fewer checkpoints stay on disk, and the best one
-        does.
+        does. After ``setup``, unless it left Detectron2's log on the terminal, there is a progress bar.
         """
-        return [x for hook in super().build_hooks() for x in self._in_place_of(hook)]
+        cfg = self.cfg
+        found = [x for hook in super().build_hooks() for x in self._in_place_of(hook)]
+        if terminal.is_quiet():
+            found.append(TrainingProgress(cfg, evaluation.main_metric(cfg) if cfg.DATASETS.TEST else None))
+        return found
 
     def _in_place_of(self, hook: Any) -> list[HookBase | None]:
         cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
@@ -140,6 +154,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
             )
         super().resume_or_load(resume)
         checkpointer = self.checkpointer
+        if resume and checkpointer.has_checkpoint():
+            save_config(self._given_cfg, "resume")
         if isinstance(checkpointer, DetrCheckpointer) and getattr(checkpointer.model, "freeze_detr", False):
             untrained = [line for line in checkpointer.reinitialized if not line.startswith("mask_head")]
             if untrained:
@@ -155,6 +171,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         Before the first step, one image of each test set is evaluated, unless a subclass has its own ``test``.
         """
         cfg = self.cfg
+        show_training(cfg, self.model, self.checkpointer, self.start_iter, self._test_images)
         if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
             evaluate_one_image(type(self), cfg, self.model)
         super().train()  # type: ignore[call-arg]
@@ -165,9 +182,14 @@ class Trainer(DefaultTrainer, StoppableLoop):
         try:
             super().run_step()
         except FloatingPointError as error:
+            # A resumed training would go on with the checkpoint's learning rate.
+            again = "start again"
+            if self.checkpointer.has_checkpoint():
+                last = self.checkpointer.get_checkpoint_file()
+                again = f"start anew with MODEL.WEIGHTS {last} and another OUTPUT_DIR"
             raise FloatingPointError(
                 f"the training has diverged at iteration {self.iter} ({_reason(error)}). Lower SOLVER.BASE_LR, check "
-                "that SOLVER.CLIP_GRADIENTS is on, and go on from the last checkpoint with --resume"
+                f"that SOLVER.CLIP_GRADIENTS is on, and {again}"
             ) from error
 
     @classmethod
@@ -209,11 +231,13 @@ class Trainer(DefaultTrainer, StoppableLoop):
         the results are not those of TEST.EXPECTED_RESULTS.
         """
         if not cls._overrides("build_test_loader", "test"):
-            log_table(data_checks.check_test_sets(cfg, own_evaluator=cls._overrides("build_evaluator")))
+            report_data(data_checks.check_test_sets(cfg, own_evaluator=cls._overrides("build_evaluator")))
         model = cls.build_model(cfg)
         checkpointer = DetrCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         check_whole(checkpointer.reinitialized)
+        show_evaluation(cfg, model, checkpointer, resume)
+        evaluation.warn_of_other_classes(cfg, checkpointer.model)
         results = cls.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
@@ -222,11 +246,14 @@ class Trainer(DefaultTrainer, StoppableLoop):
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """As DefaultTrainer's; the numbers of all data sets and evaluators are logged as one table at the end."""
-        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        # Called as DefaultTrainer's own method is, with the class that it asks for loaders replaced.
+        test = vars(DefaultTrainer)["test"].__func__
+        results: dict[str, Any] = test(CountedTests(cls), cfg, model, evaluators)
         if comm.is_main_process() and results:
             names = cfg.DATASETS.TEST
-            table = evaluation.results_table({names[0]: results} if len(names) == 1 else results)
-            logger.info("All results, in percent:\n%s", table)
+            by_set = {names[0]: results} if len(names) == 1 else results
+            logger.info("All results, in percent:\n%s", results_table(by_set))
+            terminal.show(results_text(by_set))
         return results
 
     @classmethod

@@ -11,19 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from detr.checkpoint import DetrCheckpointer
 from detr.checkpoint.files import save_folder
-from detr.config import EXPORT_DESCRIPTION, add_detr_config, check_names
+from detr.config import EXPORT_DESCRIPTION, changed_from_defaults, check_names
 from detr.engine.defaults import check_weights, check_whole, load_config
 from detr.errors import InputError
 from detr.export.checking import check, format_sizes
-from detr.export.model import Description, ExportedDetr
+from detr.export.metadata import as_texts, make_metadata
+from detr.export.model import NETWORK, Description, ExportedDetr
 from detr.export.networks import parts
 from detr.export.runtimes import FORMATS
+from detr.export.script import write_script
 from detr.export.writing import PACKAGES, check_packages, write_graph
+from detr.modeling.card import ModelCard, without_training
 from detr.modeling.meta_arch import Detr
 
 __all__ = ["FORMATS", "Report", "export", "get_config", "load"]
@@ -120,9 +123,13 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
     model: Detr = build_model(cfg)
     cfg.MODEL.DEVICE = built_for
     if cfg.MODEL.WEIGHTS:
-        checkpointer = DetrCheckpointer(model)
+        of_config, checkpointer = model.card, DetrCheckpointer(model)
+        model.forget_classes()  # the config's data set may be another one than that of the weights
         checkpointer.load(cfg.MODEL.WEIGHTS)
         check_whole(checkpointer.reinitialized, "this would export")
+        names = model.card.class_names or of_config.class_names
+        threshold = of_config.score_threshold or checkpointer.card.score_threshold
+        model.card = ModelCard(names, of_config.config, threshold)
     else:
         print("WARNING: MODEL.WEIGHTS is empty, so that random weights are exported", file=sys.stderr)
     methods = ("inference", "preprocess", "postprocess")
@@ -142,14 +149,17 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
 def _write(model: Detr, cfg: CfgNode, output: str, format: str) -> Description:
     described: list[Description] = []
 
+    metadata = make_metadata(model, cfg)
+
     def write(folder: str) -> None:
         for part in parts(model):
+            if part.name == NETWORK:
+                part.metadata = as_texts(metadata)
             write_graph(format, part, folder)
         description = Description(
             format=format,
             device=model.device.type,
             masks=model.mask_head is not None,
-            is_thing=model.postprocessor.is_thing.tolist(),
             size_divisibility=model.backbone.size_divisibility,
             padding_constraints=dict(model.backbone.padding_constraints),
             files={name: os.path.getsize(os.path.join(folder, name)) for name in sorted(os.listdir(folder))},
@@ -157,7 +167,9 @@ def _write(model: Detr, cfg: CfgNode, output: str, format: str) -> Description:
             weights=os.path.basename(cfg.MODEL.WEIGHTS),
             versions={name: importlib.metadata.version(name) for name in ("torch", *PACKAGES[format])},
             checked=[],
+            **metadata,
         )
+        write_script(format, metadata, folder)
         with open(os.path.join(folder, CONFIG), "w", encoding="utf-8") as file:
             file.write(_config_of_export(cfg, os.path.abspath(output)).dump())
         description.write(folder)
@@ -170,28 +182,14 @@ def _write(model: Detr, cfg: CfgNode, output: str, format: str) -> Description:
 
 
 def _config_of_export(cfg: CfgNode, folder: str) -> CfgNode:
-    """What differs from the defaults, so that other versions of Detectron2, with other keys, can read it."""
-    cfg = cfg.clone()
-    cfg.MODEL.META_ARCHITECTURE = "ExportedDetr"
-    cfg.MODEL.DETR.EXPORTED = folder
-    cfg.MODEL.WEIGHTS = cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
-    defaults = get_cfg()
-    add_detr_config(defaults)
-    del cfg["SOLVER"]  # training's
-    changed = _changed(cfg, defaults)
-    changed.VERSION = cfg.VERSION  # else Detectron2 guesses it
-    return changed
-
-
-def _changed(cfg: CfgNode, defaults: CfgNode) -> CfgNode:
-    changed = CfgNode()
-    for key, value in cfg.items():
-        if key not in defaults:
-            continue  # a key that a subclass added: the graph has its effect
-        if isinstance(value, CfgNode):
-            inner = _changed(value, defaults[key])
-            if inner:
-                changed[key] = inner
-        elif value != defaults[key]:
-            changed[key] = value
-    return changed
+    """What differs from the defaults and counts in inference, so that other versions of Detectron2 can read it."""
+    config = without_training(cfg)
+    config.MODEL.META_ARCHITECTURE = "ExportedDetr"
+    config.MODEL.DEVICE = cfg.MODEL.DEVICE
+    config.MODEL.setdefault("DETR", CfgNode()).EXPORTED = folder
+    config.MODEL.WEIGHTS = ""
+    changed = changed_from_defaults(cfg)
+    for name in ("DATASETS", "DATALOADER", "TEST"):
+        if name in changed:
+            config[name] = changed[name]
+    return config

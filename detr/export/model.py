@@ -19,6 +19,7 @@ from torch import Tensor
 from detr.config import EXPORT_DESCRIPTION
 from detr.errors import InputError
 from detr.export.runtimes import FORMATS, SUFFIXES, Graph, open_graph
+from detr.modeling.card import ModelCard, make_card
 from detr.modeling.mask_head import ROWS_AT_ONCE, SharedMaps
 from detr.modeling.postprocessing import PanopticSettings, Postprocessor
 from detr.modeling.preprocessing import BaseDetr, normalize_images
@@ -41,6 +42,7 @@ class Description:
     weights: the name of what was exported
     versions: of the packages that took part
     checked: for each batch that the graphs were compared on, the images' sizes and the largest differences
+    class_names, score_threshold, preprocessing: as in ``make_metadata``; None in a folder of an earlier version
     """
 
     format: str
@@ -54,12 +56,21 @@ class Description:
     weights: str
     versions: dict[str, str]
     checked: list[dict[str, Any]]
+    class_names: list[str] | None = None
+    score_threshold: float | None = None
+    preprocessing: dict[str, Any] | None = None
     layout: int = LAYOUT
 
     def write(self, folder: str) -> None:
         with open(os.path.join(folder, EXPORT_DESCRIPTION), "w", encoding="utf-8") as file:
             json.dump(asdict(self), file, indent=2)
             file.write("\n")
+
+    def card(self, cfg: CfgNode) -> ModelCard:
+        """cfg: of the exported folder."""
+        made = make_card(cfg)  # has the names in the metadata of a data set, for a folder of an earlier version
+        names = made.class_names if self.class_names is None else tuple(self.class_names)
+        return ModelCard(names, made.config, self.score_threshold or made.score_threshold)
 
     @classmethod
     def read(cls, folder: str) -> "Description":
@@ -109,14 +120,19 @@ class ExportedDetr(BaseDetr):
         padding_constraints: dict[str, int],
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
+        card: ModelCard | None = None,
     ) -> None:
         """network: images (N, 3, H, W) and sizes (N, 2) -> logits (N, Q, K + 1), boxes (N, Q, 4) and, with masks, the
             five tensors of ``SharedMaps``
         mask_decoder: the rows' maps (see ``SharedMaps.rows``) -> mask logits (R, h, w); None for boxes only
         size_divisibility, padding_constraints: of the backbone
         pixel_mean, pixel_std: of the image's channels, in the range 0..255
+        card: class names, how images are prepared, and the threshold
         """
         super().__init__(pixel_mean, pixel_std)
+        self.num_classes = len(postprocessor.is_thing)
+        if card is not None:
+            self.card = card
         self.network = network
         self.mask_decoder = mask_decoder
         self.postprocessor = postprocessor
@@ -165,6 +181,7 @@ class ExportedDetr(BaseDetr):
             "padding_constraints": description.padding_constraints,
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+            "card": description.card(cfg),
         }
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ Q  object queries, K classes without no-object
 M  attention heads, R rows: the queries of one image whose masks are wanted
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from detectron2.structures import ImageList
@@ -62,6 +62,7 @@ class Part:
 
     example: its inputs, in this order; axes: of each input those that may have any length, by their names
     outputs: their names
+    metadata: texts by name that the graph's file holds besides
     """
 
     name: str
@@ -69,6 +70,7 @@ class Part:
     example: tuple[Tensor, ...]
     axes: dict[str, dict[int, str]]
     outputs: list[str]
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 @torch.no_grad()

@@ -48,7 +48,8 @@ def write_graph(format: str, part: Part, folder: str) -> None:
 def _torchscript(part: Part, path: str) -> None:
     # Traced, not scripted: Detectron2's backbones cannot be scripted. That no size is baked in is checked afterwards.
     traced = torch.jit.trace(part.module, part.example, check_trace=False)  # type: ignore[no-untyped-call]
-    torch.jit.save(torch.jit.freeze(traced), path)  # type: ignore[no-untyped-call]
+    frozen = torch.jit.freeze(traced)  # type: ignore[no-untyped-call]
+    torch.jit.save(frozen, path, _extra_files=dict(part.metadata))  # type: ignore[no-untyped-call]
 
 
 def _program(part: Part) -> torch.export.ExportedProgram:
@@ -57,7 +58,7 @@ def _program(part: Part) -> torch.export.ExportedProgram:
 
 
 def _torch_export(part: Part, path: str) -> None:
-    torch.export.save(_program(part), path)
+    torch.export.save(_program(part), path, extra_files=dict(part.metadata))
 
 
 def _onnx(part: Part, path: str) -> None:
@@ -65,6 +66,7 @@ def _onnx(part: Part, path: str) -> None:
         _program(part), dynamo=True, input_names=list(part.axes), output_names=part.outputs, verbose=False
     )
     assert program is not None
+    program.model.metadata_props.update(part.metadata)
     program.save(path)
 
 
@@ -78,6 +80,8 @@ def _openvino(part: Part, path: str) -> None:
     for port, name in zip(model.outputs, part.outputs, strict=True):
         port.get_tensor().set_names({name})
     model.validate_nodes_and_infer_types()
+    for key, text in part.metadata.items():
+        model.set_rt_info(text, ["detr", key])
     openvino.save_model(model, path, compress_to_fp16=False)
 
 

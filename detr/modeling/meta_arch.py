@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from detr.modeling.backbone import padding_mask
+from detr.modeling.card import ModelCard
 from detr.modeling.criterion import SetCriterion
 from detr.modeling.mask_head import MaskFeatures, MaskHead
 from detr.modeling.matcher import Targets
@@ -51,6 +52,7 @@ class Detr(BaseDetr):
         inference_dtype: torch.dtype = torch.float32,
         pixel_mean: tuple[float, ...] = (123.675, 116.280, 103.530),
         pixel_std: tuple[float, ...] = (58.395, 57.120, 57.375),
+        card: ModelCard | None = None,
     ) -> None:
         """Joins the parts.
 
@@ -65,6 +67,7 @@ class Detr(BaseDetr):
         inference_dtype: what products and convolutions are computed in outside training; anything else than
             float32 is mixed precision (autocast)
         pixel_mean, pixel_std: of the image's channels, in the range 0..255
+        card: what checkpoints say of the model besides its tensors; by default made from cfg (see ``HasCard``)
         """
         super().__init__(pixel_mean, pixel_std)
         d = transformer.d
@@ -89,6 +92,8 @@ class Detr(BaseDetr):
         self.deep_supervision = deep_supervision
         self.freeze_detr = freeze_detr
         self.inference_dtype = inference_dtype
+        if card is not None:
+            self.card = card
         if freeze_detr:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.startswith("mask_head."))
@@ -130,16 +135,6 @@ class Detr(BaseDetr):
         images = self.preprocess(batched_inputs)
         outputs = self.forward_network(images, return_intermediate=False)
         return self.postprocess(outputs, batched_inputs, images)
-
-    @torch.no_grad()
-    def evaluation_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The weighted losses of the object queries, in evaluation mode; of this rank's batch alone.
-
-        batched_inputs: as ``forward`` takes them in training
-        """
-        images = self.preprocess(batched_inputs)
-        targets = self.targets(batched_inputs, tuple(images.tensor.shape[-2:]))
-        return self.losses(self.forward_network(images, self.deep_supervision and not self.freeze_detr), targets)
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """The normalized and padded batch (see ``normalize_images``)."""

@@ -64,7 +64,9 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
             no_object_weight=keys.NO_OBJECT_WEIGHT,
         ),
         "postprocessor": Postprocessor(
-            is_thing=which_are_things(keys.NUM_CLASSES, data_sets, required=keys.PANOPTIC.ENABLED),
+            is_thing=which_are_things(
+                keys.NUM_CLASSES, data_sets, required=keys.PANOPTIC.ENABLED, num_things=keys.PANOPTIC.THINGS
+            ),
             score_threshold=keys.INSTANCE_SCORE_THRESHOLD,
             max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
             panoptic=panoptic if keys.PANOPTIC.ENABLED else None,

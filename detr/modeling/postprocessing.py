@@ -185,11 +185,17 @@ def instance_masks(logits: Tensor, padded_size: Size, image_size: Size, size: Si
     return masks
 
 
-def which_are_things(num_classes: int, dataset_names: tuple[str, ...], required: bool) -> list[bool]:
+def which_are_things(
+    num_classes: int, dataset_names: tuple[str, ...], required: bool, num_things: int = 0
+) -> list[bool]:
     """For each class whether it is a thing, from the metadata of the first data set that numbers so many classes.
+
+    num_things: where it is not 0, the first so many classes are things, whatever the metadata say
 
     Raises InputError where none does and it is ``required``.
     """
+    if num_things:
+        return [index < num_things for index in range(num_classes)]
     for name in dataset_names:
         metadata = MetadataCatalog.get(name)
         things = set((metadata.get("thing_dataset_id_to_contiguous_id") or {}).values())
@@ -200,6 +206,6 @@ def which_are_things(num_classes: int, dataset_names: tuple[str, ...], required:
         raise InputError(
             f"MODEL.DETR.PANOPTIC.ENABLED needs to know things from stuff, but none of the data sets {dataset_names} "
             f"has metadata of {num_classes} classes, things and stuff, numbered from 0 in one space: register it so, "
-            "or set MODEL.DETR.NUM_CLASSES to their number"
+            "set MODEL.DETR.NUM_CLASSES to their number, or set MODEL.DETR.PANOPTIC.THINGS to the number of things"
         )
     return [True] * num_classes

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from detr.errors import InputError
+from detr.modeling.card import HasCard
 from detr.modeling.matcher import Targets
 
 
-class BaseDetr(nn.Module):
+class BaseDetr(HasCard, nn.Module):
     """What a DETR has in common with one that was exported: how images go in, and on which device."""
 
     pixel_mean: Tensor

@@ -10,6 +10,7 @@ from safetensors.torch import save_file as save_safetensors
 
 from detr.checkpoint import hub
 from detr.checkpoint.architecture import CheckpointInfo
+from detr.checkpoint.class_rows import coco_names
 from detr.checkpoint.files import load_file
 from detr.checkpoint.formats import to_detectron2
 from detr.checkpoint.source import read
@@ -32,7 +33,8 @@ def test_the_report(source, output, original, capsys):
     assert report["size"].strip().endswith("MiB")
     assert len(report["SHA-256"].strip()) == 64
     assert "logits differ by at most" in report["verified"]
-    assert load_file(output)["detr"] == {"dilation": True, "heads": 8}
+    assert report["classes"].strip() == "person, bicycle, car, motorcycle, airplane and 75 more"
+    assert load_file(output)["detr"] == {"dilation": True, "heads": 8, "classes": list(coco_names(80))}
 
 
 def test_other_numbers_of_classes_and_queries(source, output, capsys):

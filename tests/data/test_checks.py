@@ -28,16 +28,24 @@ def test_an_unknown_data_set_gets_a_suggestion():
         check_registered("coco_2017_trian")
 
 
-def test_missing_annotations_are_named(tmp_path):
-    name = "checks_missing"
-    DatasetCatalog.register(name, lambda: [])
-    MetadataCatalog.get(name).set(json_file=str(tmp_path / "gone.json"), image_root=str(tmp_path))
-    try:
-        with pytest.raises(InputError, match=r"its json_file .*gone\.json does not exist.*DETECTRON2_DATASETS"):
-            check_files(name)
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("{root}/coco/gone.json", r"DETECTRON2_DATASETS, now .*, at its folder$"),
+        ("{root}_mine/gone.json", r"restore it, or register the data set with the right path$"),
+        ("mine/gone.json", r"relative paths begin in the folder of the command, now /.*; register it"),
+    ],
+)
+def test_missing_annotations_are_named(path, hint, tmp_path, monkeypatch, registered):
+    """Detectron2's variable is for data sets that are registered in its folder, not for paths of one's own."""
+    root = tmp_path / "datasets"
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    DatasetCatalog.register("checks_missing", lambda: [])
+    registered.append("checks_missing")
+    path = path.format(root=root)
+    MetadataCatalog.get("checks_missing").set(json_file=path, image_root=str(tmp_path))
+    with pytest.raises(InputError, match=rf"its json_file .*gone\.json does not exist: .*{hint}"):
+        check_files("checks_missing")
 
 
 @pytest.fixture

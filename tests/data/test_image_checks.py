@@ -13,7 +13,7 @@ def test_good_images_pass(images):
 def test_missing_images_are_counted(images):
     images[1].unlink()
     images[2].unlink()
-    with pytest.raises(InputError, match=r"1\.jpg does not exist \(and 1 more of 4\)"):
+    with pytest.raises(InputError, match=r"1\.jpg does not exist \(and 1 more of 4\): restore it, .* file names"):
         check_images([entry(path) for path in images])
 
 

@@ -1,7 +1,8 @@
 import pytest
 
 from detr.config import check_names
-from detr.engine.defaults import check_output_folder, check_weights, fit_machine, load_config
+from detr.engine.defaults import check_output_folder, check_weights, load_config
+from detr.engine.machine import fit_machine
 from detr.errors import InputError, exit_with_one_line
 from tests.conftest import QUICKSTART, ROOT
 
@@ -115,14 +116,52 @@ def test_a_name_that_is_not_registered_is_told(tiny_config, key):
             ["MODEL.DETR.NUM_CLASES", "3"],
             "unknown config key MODEL.DETR.NUM_CLASES; did you mean MODEL.DETR.NUM_CLASSES?",
         ),
-        (["MODEL.DETR.NUM_CLASSES"], "must be KEY VALUE pairs"),
+        (["MODEL.DETR.NUM_CLASSES"], "MODEL.DETR.NUM_CLASSES has no value: nothing follows"),
+        (["MODEL.WEIGHTS", "SOLVER.MAX_ITER=3"], "MODEL.WEIGHTS has no value: SOLVER.MAX_ITER=3 follows"),
         (["SOLVER.MAX_ITER", "3", "--resume"], "--resume stands among the KEY VALUE pairs"),
-        (["MODEL.DETR.NUM_CLASSES", "many"], "the command line has a key or value that the config cannot take"),
+        (["MODEL.DETR.NUM_CLASSES", "many"], "NUM_CLASSES is many, and must be a whole number, such as 4"),
+        (["MODEL.DETR.NUM_CLASSES=3.0"], "NUM_CLASSES is 3.0, and must be a whole number"),
+        (["SOLVER.BASE_LR=True"], "SOLVER.BASE_LR is True, and must be a number"),
+        (["MODEL.DETR.DENOISING", "True"], "MODEL.DETR.DENOISING is a section of the config"),
+        (["=3"], "'' stands where a config key should"),
     ],
 )
 def test_bad_options_are_told(opts, message):
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         load_config(str(QUICKSTART), opts)
+
+
+def test_keys_with_and_without_equals_signs():
+    opts = ["SOLVER.MAX_ITER=20", "SOLVER.STEPS", "(5, 10)", "MODEL.WEIGHTS=a=b.pth", "OUTPUT_DIR", "out/x=1"]
+    cfg = load_config(str(QUICKSTART), [*opts, "DATASETS.TEST=('a','b')", "INPUT.MIN_SIZE_TRAIN=[96,128]"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (20, (5, 10))
+    assert (cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR) == ("a=b.pth", "out/x=1")
+    assert (cfg.DATASETS.TEST, cfg.INPUT.MIN_SIZE_TRAIN) == (("a", "b"), (96, 128))
+    assert load_config(str(QUICKSTART), ["MODEL.WEIGHTS="]).MODEL.WEIGHTS == ""
+
+
+def test_a_dict_sets_some_keys_of_a_section():
+    cfg = load_config(str(QUICKSTART), ["MODEL.DETR={'DENOISING': {'COPIES': 2}, 'NHEADS': 8}"])
+    keys = cfg.MODEL.DETR
+    assert (keys.DENOISING.COPIES, keys.NHEADS, keys.DENOISING.ENABLED, keys.HIDDEN_DIM) == (2, 8, True, 128)
+
+
+def test_a_whole_number_is_a_float_where_one_is_wanted(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("SOLVER: {BASE_LR: 1, CLIP_GRADIENTS: {CLIP_VALUE: 2}, MAX_ITER: 7}")
+    cfg = load_config(str(path), ["SOLVER.GAMMA", "0", "MODEL.DETR.DROPOUT=0"])
+    values = cfg.SOLVER.BASE_LR, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE, cfg.SOLVER.GAMMA, cfg.MODEL.DETR.DROPOUT
+    assert values == (1, 2, 0, 0)
+    assert all(type(value) is float for value in values)
+    cfg.merge_from_list(["SOLVER.BASE_LR", 3])  # as scripts do that know no load_config
+    assert type(cfg.SOLVER.BASE_LR) is float
+    assert type(cfg.SOLVER.MAX_ITER) is int
+
+
+def test_a_python_config_says_what_to_do(tmp_path):
+    (tmp_path / "lazy.py").write_text("model = None")
+    with pytest.raises(InputError, match=r"lazy\.py is a Python config, .* docs/extending\.md under LazyConfig"):
+        load_config(str(tmp_path / "lazy.py"), [])
 
 
 @pytest.mark.parametrize(

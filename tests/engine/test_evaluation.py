@@ -14,7 +14,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from detr.data.masks import rasterize
 from detr.data.panoptic_mapper import read_segment_ids
-from detr.engine.evaluation import ThingsEvaluator, build_evaluator, check_evaluator, check_panopticapi, results_table
+from detr.engine.evaluation import ThingsEvaluator, build_evaluator, check_evaluator, check_panopticapi
+from detr.engine.results import results_table
 from detr.errors import InputError
 
 PANOPTIC = {

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from detr.export import FORMATS
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 from tests.lively import build_lively
 from tools import export_model
@@ -44,4 +45,15 @@ def scripted(boxes, tmp_path_factory):
     """The folder of a box model as TorchScript, which is the fastest to make. Tests copy what they damage."""
     folder = tmp_path_factory.mktemp("scripted") / "exported"
     run(QUICKSTART, "torchscript", folder, boxes[0])
+    return folder
+
+
+@pytest.fixture(
+    scope="package",
+    params=["torchscript", *(pytest.param(x, marks=pytest.mark.slow) for x in FORMATS if x != "torchscript")],
+)
+def exported(request, panoptic, tmp_path_factory):
+    """The folder of a panoptic model, in each format. Tests copy what they change."""
+    folder = tmp_path_factory.mktemp(request.param) / "exported"
+    run(PANOPTIC, request.param, folder, panoptic[0])
     return folder

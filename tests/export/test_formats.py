@@ -17,7 +17,6 @@ from detr.engine.trainer import Trainer
 from detr.errors import InputError
 from detr.export import load
 from detr.export.networks import parts
-from detr.export.runtimes import FORMATS
 from detr.modeling.mask_head import ROWS_AT_ONCE
 from detr.modeling.postprocessing import PanopticSettings
 from tests.conftest import QUICKSTART, ROOT, TRAINING_QUERIES, as_opts, make_input
@@ -26,17 +25,6 @@ from tests.lively import assert_same, batch
 
 # (height, width): batches and sizes that no example and no check has, with padding, down to two rows of features
 BATCHES = [[(96, 128)], [(20, 150)], [(96, 128), (131, 97), (33, 200), (128, 128)]]
-
-
-@pytest.fixture(
-    scope="module",
-    params=["torchscript", *(pytest.param(x, marks=pytest.mark.slow) for x in FORMATS if x != "torchscript")],
-)
-def exported(request, panoptic, tmp_path_factory):
-    """The folder of a panoptic model, in each format."""
-    folder = tmp_path_factory.mktemp(request.param) / "exported"
-    run(PANOPTIC, request.param, folder, panoptic[0])
-    return folder
 
 
 def test_a_panoptic_model_is_the_same_in_every_format(exported, panoptic):

@@ -1,0 +1,67 @@
+"""Images and videos as streams: read one after the other, detected in batches, never all in memory."""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detr import image_inputs
+from detr.errors import InputError
+from detr.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a stream.
+
+    number: of the image among the inputs, or of the frame in its video, from 1
+    file_name: of the image, or of the video
+    image: (H, W, 3) uint8, RGB
+    seconds: of a frame, since the beginning of its video; None for an image
+    """
+
+    number: int
+    file_name: str
+    image: np.ndarray
+    seconds: float | None = None
+
+
+def read_images(paths: Sequence[str], skipped: Callable[[str, InputError], None]) -> Iterator[Item]:
+    """The images behind paths and URLs; ``skipped`` is told of one that cannot be read."""
+    for number, path in enumerate(paths, start=1):
+        try:
+            image = image_inputs.read(path, "RGB")
+        except InputError as error:
+            skipped(path, error)
+            continue
+        yield Item(number, path, image)
+
+
+def read_frames(frames: Iterable[tuple[np.ndarray, float]], file_name: str) -> Iterator[Item]:
+    """The frames of a ``VideoReader`` or of ``camera_frames``."""
+    for number, (image, seconds) in enumerate(frames, start=1):
+        yield Item(number, file_name, image, seconds)
+
+
+def detect(predictor: Predictor, items: Iterable[Item], tile: int = 0) -> Iterator[tuple[Item, dict[str, Any]]]:
+    """Each item with its output as ``Predictor.predict`` gives it, in the same order.
+
+    tile: the side of the tiles that images are cut into, in pixels (see ``predict_in_tiles``); 0 for whole images
+    """
+    if tile:
+        from detr.tiles import predict_in_tiles  # an extra
+
+        for item in items:
+            yield item, {"instances": predict_in_tiles(predictor, item.image, tile)}
+        return
+    waiting: collections.deque[Item] = collections.deque()
+
+    def images() -> Iterator[np.ndarray]:
+        for item in items:
+            waiting.append(item)
+            yield item.image
+
+    for output in predictor.predict(images(), color="RGB"):
+        yield waiting.popleft(), output
