@@ -136,6 +136,16 @@ class Detr(BaseDetr):
         outputs = self.forward_network(images, return_intermediate=False)
         return self.postprocess(outputs, batched_inputs, images)
 
+    @torch.no_grad()
+    def evaluation_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The weighted losses of the object queries, in evaluation mode; of this rank's batch alone.
+
+        batched_inputs: as ``forward`` takes them in training
+        """
+        images = self.preprocess(batched_inputs)
+        targets = self.targets(batched_inputs, tuple(images.tensor.shape[-2:]))
+        return self.losses(self.forward_network(images, self.deep_supervision and not self.freeze_detr), targets)
+
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """The normalized and padded batch (see ``normalize_images``)."""
         backbone = self.backbone
