@@ -105,7 +105,8 @@ class EarlyStopping(HookBase):
 
     def _reason(self) -> str:
         best = "finite" if self.best is None else f"above the {self.best:.2f} of iteration {self.best_iteration}"
-        return f"{self.metric} has not been {best} in {self.not_better} evaluations"
+        evaluations = "1 evaluation" if self.not_better == 1 else f"{self.not_better} evaluations"
+        return f"{self.metric} has not been {best} in {evaluations}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_iteration": self.best_iteration, "not_better": self.not_better}

@@ -109,7 +109,7 @@ def test_values_that_are_not_finite_are_not_better(shapes_root, run_config):
 
 def test_without_the_metric_the_training_goes_on_with_a_warning(shapes_root, run_config, caplog):
     cfg = run_config({**EARLY, "SOLVER.PATIENCE": 1, "SOLVER.MAX_ITER": 8})
-    trainer, recorder, _ = trainer_with(cfg, [None] * 4)
+    trainer, recorder, _ = trainer_with(cfg, [5.0, None, None, None])
     trainer.train()
     assert recorder.seen[0] == 8
     assert caplog.text.count("the training cannot stop early (SOLVER.PATIENCE): no evaluation gives bbox/AP") == 1
