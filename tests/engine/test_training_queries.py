@@ -53,7 +53,7 @@ def found_in(folder):
 def test_a_training_with_evaluations_in_the_middle(trained):
     folder, kind, results = trained
     assert results.keys() == KINDS[kind][2]
-    (row,) = iterations(folder)
+    *_, row = iterations(folder)
     losses = {key for key in row if key.startswith("loss_")}
     assert {"loss_ce", "loss_ce_dn", "loss_bbox_dn_0", "loss_giou_dn"} <= losses
     assert ("loss_mask" in losses) == (kind != "boxes")
