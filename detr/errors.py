@@ -14,13 +14,16 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def exit_with_one_line() -> Iterator[None]:
-    """Around a script's work: bad input and diverged training end it with one line and status 2.
+    """Around a script's work: bad input and diverged training end it with one line and status 2, Ctrl-C with 130.
 
     A worker process (data loading, a rank) passes its error on with the traceback of that process in
     the message; what counts is behind the error's name.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         for name in (InputError.__name__, FloatingPointError.__name__):

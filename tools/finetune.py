@@ -10,6 +10,8 @@ FOLDER may be of COCO, YOLO (data.yaml) or Pascal VOC files, also as Roboflow ex
 """
 
 import argparse
+import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--verbose", action="store_true", help="Detectron2's whole log on the terminal")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, as for train_net.py")
     args = parser.parse_intermixed_args(argv)
+    if args.resume and (given := "--data" if args.data else args.train_json and "--train-json"):
+        raise InputError(f"--resume goes on with the data and weights of the training in --output: leave out {given}")
     if not args.resume and bool(args.data) == bool(args.train_json):
         raise InputError("name your data set with --data FOLDER, or with --train-json FILE (one of the two)")
     if args.epochs is not None and args.epochs < 1:
@@ -82,6 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.resume:
         if not config.is_file():
             raise InputError(f"--resume: {args.output} has no {CONFIG}, so that there is no fine-tuning to go on with")
+        if args.epochs is not None:
+            args.opts = ["SOLVER.MAX_EPOCHS", str(args.epochs), *args.opts]
     else:
         check_output_folder(args.output)
         plan(args)
@@ -92,11 +98,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Writes the config of the training, and prints what was found and decided."""
+    cfg = base_config(args.weights, args.config_file)  # first: with a mistake in the weights, nothing is written
     if args.data:
         data = find_data(args.data, args.output)
     else:
         data = find_coco_data(args.train_json, args.train_images, args.val_json, args.val_images, args.output)
-    cfg = base_config(args.weights, args.config_file)
     reasons = finetuning_config(cfg, data, args.output, args.opts, args.epochs)
     write_config(cfg, reasons, args.output)
     print("\n".join((*data.lines, *reasons)), flush=True)
@@ -139,16 +145,22 @@ def report(
         print(f"At scores of {point.threshold} or more, where precision and recall are best together:")
         print(results_of_classes(point, box))
     weights = best if best.is_file() else output / "model_final.pth"
-    again = output.with_name(f"{output.name}_2")
+    show = ("demo.py", "--model", weights, "--input", "IMAGES", "--output", output / "detections")
+    again = ("OUTPUT_DIR", output.with_name(f"{output.name}_2"), "MODEL.WEIGHTS", weights)
     print(
         f"  {weights}: the weights of the best epoch, with all that Predictor and demo.py need\n"
         f"  {output / 'predictions.png'}: ground truth beside predictions\n"
         f"  {output / 'training.png'}: loss and AP in the course of the training\n"
         f"  {output / CONFIG}: the config, with the reasons of the plan\n"
         "To find objects in other images, or to go on training:\n"
-        f"  python {ROOT / 'demo.py'} --model {weights} --input IMAGES --output {output / 'detections'}\n"
-        f"  python {ROOT / 'train_net.py'} --config-file {output / CONFIG} OUTPUT_DIR {again} MODEL.WEIGHTS {weights}"
+        f"  {command(*show)}\n"
+        f"  {command('train_net.py', '--config-file', output / CONFIG, *again)}"
     )
+
+
+def command(script: str, *args: object) -> str:
+    """As one would type it here."""
+    return shlex.join(["python", os.path.relpath(ROOT / script), *map(str, args)])
 
 
 def results_of_classes(point: OperatingPoint, box: dict[str, float]) -> str:

@@ -107,7 +107,7 @@ def test_resuming_goes_on_with_the_same_data_and_plan(shapes_root, weights, tmp_
     with pytest.raises(InputError, match="go on with --resume"):
         _run(output, "--data", str(shapes_root / "shapes"), "--weights", weights)
     assert (output / CONFIG).read_text() == before
-    _run(output, "--resume", "SOLVER.MAX_ITER", "4")
+    _run(output, "--resume", "SOLVER.MAX_ITER=4")
     with open(output / "metrics.json") as file:
         evaluated = [row["iteration"] for row in map(json.loads, file) if "bbox/AP" in row]
     assert evaluated == [2, 4]
@@ -148,6 +148,8 @@ def test_shared_classes_keep_their_rows(shapes_root, weights, tmp_path):
         (["--data", "SHAPES", "--weights", "detr://detr_R_5"], "detr_R_50"),
         (["--data", "SHAPES", "--weights", "WEIGHTS", "SOLVER.BASE_LRR", "1"], "SOLVER.BASE_LR"),
         (["--resume"], "finetune.yaml"),
+        (["--resume", "--data", "SHAPES"], "leave out --data"),
+        (["--train-json", "JSON", "--weights", "missing.pth"], "missing.pth"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(args, message, shapes_root, weights, tmp_path, monkeypatch):
