@@ -198,6 +198,7 @@ def test_a_server_that_is_gone_is_one_warning(shapes_root, run_config, caplog, m
 def test_a_server_that_does_not_answer_holds_nothing_up(tmp_path, caplog, monkeypatch):
     pytest.importorskip("mlflow.entities")
     monkeypatch.setattr(run_writers, "CLOSING_SECONDS", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # else the thread outlives the test
     with socket.create_server(("127.0.0.1", 0)) as server, EventStorage(0) as storage:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         writer = MlflowWriter(tracking_uri=uri, folder=str(tmp_path), config={})
