@@ -204,14 +204,15 @@ def choose_targets(paths: list[str], output: Path) -> list[Path]:
     else:
         if output.exists() and not output.is_dir():
             raise InputError(f"--output {output} is a file: name a folder")
-        targets = []
+        targets, taken = [], set()
         for path in paths:
             name = PurePosixPath(urlparse(path).path) if "://" in path else Path(path)
             suffix = name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".png"
             target, number = output / (name.stem + suffix), 2
-            while target in targets:
+            while target in taken:
                 target, number = output / f"{name.stem}_{number}{suffix}", number + 1
             targets.append(target)
+            taken.add(target)
     overwritten = {os.path.realpath(path) for path in paths} & {os.path.realpath(target) for target in targets}
     if overwritten:
         raise InputError(f"--output would write over {min(overwritten)}: name another folder")

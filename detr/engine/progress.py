@@ -161,11 +161,10 @@ class CountedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         meter = Meter(f"evaluating {self.name}", len(self.loader), delay=EVALUATION_DELAY, leave=False)
-        started, first = time.perf_counter(), 0
+        started = time.perf_counter()
         try:
             for done, batch in enumerate(self.loader):
                 yield batch
-                first = first or done  # the first batch takes longer
 
                 def note(done: int = done + 1) -> str:
                     left = (time.perf_counter() - started) / done * (meter.total - done)

@@ -32,6 +32,7 @@ from detr.engine.early_stopping import EarlyStopping, StoppableLoop, check_patie
 from detr.engine.evaluation import is_detr
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detr.engine.progress import CountedTests, TrainingProgress
+from detr.engine.registration import register_datasets
 from detr.engine.results import results_table, results_text
 from detr.engine.run_writers import build_run_writers, check_logging
 from detr.engine.schedule_checks import DataSizes, schedule_warnings
@@ -58,6 +59,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
         The data sets are not checked by a subclass that builds its own loaders.
         """
+        register_datasets(cfg)
         solver.check_batch_size(cfg)
         check_loss(cfg)
         data_checks.on_main_process(partial(check_logging, cfg))
@@ -230,6 +232,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         Raises InputError for bad data sets and for weights that are not a whole model's. Exits with status 1 where
         the results are not those of TEST.EXPECTED_RESULTS.
         """
+        register_datasets(cfg)
         if not cls._overrides("build_test_loader", "test"):
             report_data(data_checks.check_test_sets(cfg, own_evaluator=cls._overrides("build_evaluator")))
         model = cls.build_model(cfg)

@@ -2,7 +2,9 @@ import pytest
 from detectron2.data import DatasetCatalog
 
 from detr.engine.registration import register_datasets
+from detr.engine.trainer import Trainer
 from detr.errors import InputError
+from tests.conftest import SHORT
 
 
 @pytest.mark.parametrize("entries", ["('mine',)", "((1, 'a.json'),)", "('mine', 'a.json', 'train', 'more')"])
@@ -18,3 +20,13 @@ def test_a_config_names_its_own_data(tiny_config, shapes_root, registered):
     registered.append("named_in_config")
     assert len(DatasetCatalog.get("named_in_config")) == 16
     register_datasets(cfg)  # a second time, as in a script that trains and evaluates
+
+
+def test_a_trainer_registers_what_a_script_has_set(tiny_config, shapes_root, registered):
+    """Detectron2's ``default_setup`` knows nothing of the key."""
+    path = shapes_root / "shapes" / "annotations" / "instances_val.json"
+    cfg = tiny_config(SHORT)
+    cfg.DATASETS.REGISTER = (("set_in_python", str(path)),)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("set_in_python",)
+    registered.append("set_in_python")
+    assert Trainer(cfg).data_loader is not None
