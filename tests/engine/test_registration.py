@@ -22,11 +22,12 @@ def test_a_config_names_its_own_data(tiny_config, shapes_root, registered):
     register_datasets(cfg)  # a second time, as in a script that trains and evaluates
 
 
-def test_a_trainer_registers_what_a_script_has_set(tiny_config, shapes_root, registered):
+def test_evaluation_and_training_register_what_a_script_has_set(tiny_config, shapes_root, registered, tmp_path):
     """Detectron2's ``default_setup`` knows nothing of the key."""
     path = shapes_root / "shapes" / "annotations" / "instances_val.json"
-    cfg = tiny_config(SHORT)
+    cfg = tiny_config({**SHORT, "OUTPUT_DIR": str(tmp_path), "TEST.EVAL_EPOCHS": 0})
     cfg.DATASETS.REGISTER = (("set_in_python", str(path)),)
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("set_in_python",)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("set_in_python",), ()
     registered.append("set_in_python")
-    assert Trainer(cfg).data_loader is not None
+    Trainer(cfg).train()
+    assert (tmp_path / "model_final.pth").is_file()
