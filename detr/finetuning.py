@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
 
 from detr import model_zoo
 from detr.checkpoint import DetrCheckpointer
@@ -148,12 +149,12 @@ def base_config(weights: str, config_file: str = "") -> CfgNode:
 
 
 def finetuning_config(
-    cfg: CfgNode, data: Data, output: str, opts: Sequence[str] = (), epochs: int | None = None
+    cfg: CfgNode, data: Data, output: str, opts: Sequence[str] = (), epochs: int | None = None, num_gpus: int = 1
 ) -> tuple[str, ...]:
     """Makes the config of a model that of its fine-tuning, in place. Returns the reasons of the plan, a line each.
 
     cfg: as ``base_config`` returns it
-    opts: config keys and values of the user, which win; epochs: of the user
+    opts: config keys and values of the user, which win; epochs: of the user; num_gpus: to train on
 
     Raises InputError as ``merge_options``.
     """
@@ -170,7 +171,7 @@ def finetuning_config(
     merge_options(wanted, opts)
     batch = wanted.SOLVER.IMS_PER_BATCH if "SOLVER.IMS_PER_BATCH" in dict(option_pairs(cfg, opts)) else None
     pretrained = bool(wanted.MODEL.WEIGHTS) and not wanted.MODEL.WEIGHTS.startswith(BACKBONES)
-    plan = plan_for(wanted, data.images, pretrained=pretrained, batch=batch, epochs=epochs)
+    plan = plan_for(wanted, data.images, pretrained=pretrained, batch=batch, epochs=epochs, num_gpus=num_gpus)
     apply_plan(cfg, plan)
     merge_options(cfg, opts)
     return plan.reasons
@@ -197,6 +198,7 @@ def evaluate_best(cfg: CfgNode, model: torch.nn.Module) -> tuple[dict[str, Any],
     one.
     """
     path = os.path.join(cfg.OUTPUT_DIR, "model_best.pth")
+    comm.synchronize()  # the main process may still be writing the file
     if os.path.isfile(path):
         DetrCheckpointer(model).load(path)
     name = cfg.DATASETS.TEST[0]

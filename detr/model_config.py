@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detr import model_zoo
 from detr.checkpoint import read_card
 from detr.checkpoint.hub import RELEASED, ZOO, local_path, missing_hint, parse_zoo_path, released_file
+from detr.checkpoint.options import split_options
 from detr.config import EXPORT_DESCRIPTION
 from detr.engine.defaults import load_config
 from detr.errors import InputError
@@ -18,8 +19,8 @@ from detr.errors import InputError
 def config_of(model: str, config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """The config of what a user calls a model, not frozen, with MODEL.WEIGHTS.
 
-    model: a released model's name, with or without ``detr://``, a checkpoint's file or URL, or the folder of an
-        exported model; "" where ``opts`` set MODEL.WEIGHTS
+    model: a released model's name, with or without ``detr://``, a checkpoint's file or URL, options included, or the
+        folder of an exported model; "" where ``opts`` set MODEL.WEIGHTS
     config_file: in the place of the weights' own config
     opts: config keys and values, as on the command line
 
@@ -34,18 +35,19 @@ def config_of(model: str, config_file: str = "", opts: Sequence[str] = ()) -> Cf
     weights = ["MODEL.WEIGHTS", model] if model else []
     if config_file:
         return load_config(config_file, [*weights, *opts])
-    if not model:
+    path, _ = split_options(model)
+    if not path:
         raise InputError("no model is named: give a released model's name, a checkpoint, or a config file")
-    if "://" in model:
-        return _config_of_file(local_path(model), [*weights, *opts])
-    if os.path.isdir(model):
+    if "://" in path:
+        return _config_of_file(local_path(path), [*weights, *opts])
+    if os.path.isdir(path):
         raise InputError(
-            f"the folder {model} holds no exported model ({EXPORT_DESCRIPTION}): name a checkpoint in it, or the "
+            f"the folder {path} holds no exported model ({EXPORT_DESCRIPTION}): name a checkpoint in it, or the "
             "config file that its weights belong to"
         )
-    if not os.path.isfile(model):
-        raise InputError(f"there is no model {model}{missing_hint(model)}; released are {', '.join(RELEASED)}")
-    return _config_of_file(model, [*weights, *opts])
+    if not os.path.isfile(path):
+        raise InputError(f"there is no model {path}{missing_hint(path)}; released are {', '.join(RELEASED)}")
+    return _config_of_file(path, [*weights, *opts])
 
 
 def _config_of_file(path: str, opts: list[str]) -> CfgNode:

@@ -78,6 +78,14 @@ def test_results_are_those_of_evaluation_bit_for_bit(shapes_root, tmp_path):
         assert output["panoptic_seg"][1] == expected["panoptic_seg"][1]
 
 
+def test_options_behind_weights_count(weights, photos, tmp_path):
+    content = torch.load(weights)
+    average = {name: value + 1 for name, value in content["model"].items() if name.startswith("class_embed")}
+    path = tmp_path / "with_average.pth"
+    torch.save({**content, "model_ema": {**content["model"], **average}}, path)
+    assert same(Predictor(f"{path}?weights=model", threshold=0)(photos[0]), Predictor(weights, threshold=0)(photos[0]))
+
+
 def test_an_image_may_be_a_path_a_picture_or_an_array_of_named_color(weights, photos):
     predictor = Predictor(weights, threshold=0.1)
     expected = predictor(photos[0])

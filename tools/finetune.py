@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"--resume: {args.output} has no {CONFIG}, so that there is no fine-tuning to go on with")
         if args.epochs is not None:
             args.opts = ["SOLVER.MAX_EPOCHS", str(args.epochs), *args.opts]
+        args.opts = ["OUTPUT_DIR", args.output, *args.opts]  # the folder may have been moved
     else:
         check_output_folder(args.output)
         plan(args)
@@ -103,7 +104,7 @@ def plan(args: argparse.Namespace) -> None:
         data = find_data(args.data, args.output)
     else:
         data = find_coco_data(args.train_json, args.train_images, args.val_json, args.val_images, args.output)
-    reasons = finetuning_config(cfg, data, args.output, args.opts, args.epochs)
+    reasons = finetuning_config(cfg, data, args.output, args.opts, args.epochs, args.num_gpus)
     write_config(cfg, reasons, args.output)
     print("\n".join((*data.lines, *reasons)), flush=True)
 

@@ -46,24 +46,28 @@ def make_plan(
     pretrained: bool,
     batch: int | None = None,
     epochs: int | None = None,
+    num_gpus: int = 1,
 ) -> Plan:
     """The rule.
 
     images: of the training set
     megapixels: of the largest training image, as it is resized
-    memory_gb: what a step may take
+    memory_gb: what a step may take, of each GPU
     pretrained: whether the transformer starts from trained weights
     batch, epochs: what the user has set
+    num_gpus: which have equal shares of the batch
     """
     reasons = []
     if batch is None:
-        fits = max((memory_gb - MODEL_GB) / (GB_PER_MEGAPIXEL * megapixels), 1)
+        fits = (memory_gb - MODEL_GB) / (GB_PER_MEGAPIXEL * megapixels)
         largest = LARGEST_BATCH if on_gpu else LARGEST_BATCH_ON_CPU
-        most = min(fits, largest, images / STEPS_PER_EPOCH)
-        batch = 2 ** max(int(math.log2(max(most, 1))), 0)
+        share = min(fits, largest / num_gpus, images / STEPS_PER_EPOCH / num_gpus)
+        share = 2 ** int(math.log2(max(share, 1)))
+        batch = share * num_gpus
+        times = f", {num_gpus} GPUs times {share}" if num_gpus > 1 else ""
         reasons.append(
-            f"batch {batch}: the largest power of 2 up to {largest} that fits into {memory_gb:.0f} GB and leaves "
-            f"{STEPS_PER_EPOCH} steps to an epoch"
+            f"batch {batch}{times}: the largest power of 2 up to {largest} that fits into {memory_gb:.0f} GB and "
+            f"leaves {STEPS_PER_EPOCH} steps to an epoch"
         )
     learning_rate = float(f"{PAPERS_LEARNING_RATE * math.sqrt(batch / LARGEST_BATCH):.1g}")
     reasons.append(f"learning rate {learning_rate:g}: the paper's 1e-4 for batches of 16, by the root of the batch")
@@ -83,13 +87,24 @@ def make_plan(
     return Plan(batch, learning_rate, epochs, warmup, patience, tuple(reasons))
 
 
-def plan_for(cfg: CfgNode, images: int, *, pretrained: bool, batch: int | None, epochs: int | None) -> Plan:
+def plan_for(
+    cfg: CfgNode, images: int, *, pretrained: bool, batch: int | None, epochs: int | None, num_gpus: int = 1
+) -> Plan:
     """The plan for a config's images and device; the other arguments are those of ``make_plan``."""
     side = max(cfg.INPUT.MIN_SIZE_TRAIN)
     megapixels = side * min(side * 4 / 3, cfg.INPUT.MAX_SIZE_TRAIN) / 1e6  # most photos are 4 : 3
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     memory = _memory_gb(on_gpu)
-    return make_plan(images, megapixels, memory, on_gpu=on_gpu, pretrained=pretrained, batch=batch, epochs=epochs)
+    return make_plan(
+        images,
+        megapixels,
+        memory,
+        on_gpu=on_gpu,
+        pretrained=pretrained,
+        batch=batch,
+        epochs=epochs,
+        num_gpus=num_gpus,
+    )
 
 
 def apply_plan(cfg: CfgNode, plan: Plan) -> None:

@@ -98,7 +98,7 @@ def test_without_validation_images_some_are_split_off(shapes_root, weights, tmp_
     assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"  # the plan's
 
 
-def test_resuming_goes_on_with_the_same_data_and_plan(shapes_root, weights, tmp_path, capsys):
+def test_resuming_goes_on_with_the_same_data_and_plan_wherever_the_folder_is(shapes_root, weights, tmp_path, capsys):
     output = tmp_path / "out"
     opts = ["SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "0"]
     _run(output, "--data", str(shapes_root / "shapes"), "--weights", weights, *opts)
@@ -107,8 +107,10 @@ def test_resuming_goes_on_with_the_same_data_and_plan(shapes_root, weights, tmp_
     with pytest.raises(InputError, match="go on with --resume"):
         _run(output, "--data", str(shapes_root / "shapes"), "--weights", weights)
     assert (output / CONFIG).read_text() == before
-    _run(output, "--resume", "SOLVER.MAX_ITER=4")
-    with open(output / "metrics.json") as file:
+    moved = output.rename(tmp_path / "moved")
+    _run(moved, "--resume", "SOLVER.MAX_ITER=4")
+    assert not output.exists()
+    with open(moved / "metrics.json") as file:
         evaluated = [row["iteration"] for row in map(json.loads, file) if "bbox/AP" in row]
     assert evaluated == [2, 4]
 
