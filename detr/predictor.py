@@ -64,8 +64,8 @@ class Predictor:
         opts: config keys and values, as on the command line
         classes: the K classes' names; by default those that were saved with the weights, else those of the config's
             data sets
-        threshold: the least score of an object, and of a query that takes part in a panoptic map; by default the one
-            that was saved with the weights or else 0.5, and MODEL.DETR.PANOPTIC.SCORE_THRESHOLD for maps
+        threshold: the least score of an object, and of a query that takes part in a panoptic map; by default
+            MODEL.DETR.INSTANCE_SCORE_THRESHOLD, else the one that was saved with the weights, else 0.5, and MODEL.DETR.PANOPTIC.SCORE_THRESHOLD for maps
         device: by default the config's MODEL.DEVICE, and the CPU where there is no GPU
         batch_size: how many images at most the model sees at once
 
@@ -84,13 +84,15 @@ class Predictor:
         cfg.freeze()
         self.cfg = cfg
         self.model = build_model(cfg).eval()
+        card = getattr(self.model, "card", None)
+        thresholds = [threshold, card.score_threshold if card is not None else None]
         if not exported:
             checkpointer = DetrCheckpointer(self.model)
             checkpointer.load(cfg.MODEL.WEIGHTS)
             check_whole(checkpointer.reinitialized, "this would predict with")
-        card = getattr(self.model, "card", None)
-        saved = card.score_threshold if card is not None else None
-        self.threshold = next(x for x in (threshold, saved, DEFAULT_THRESHOLD) if x is not None)
+            card = getattr(self.model, "card", None)  # with the names of the weights' classes
+            thresholds.append(checkpointer.card.score_threshold)
+        self.threshold = next((x for x in thresholds if x is not None), DEFAULT_THRESHOLD)
         _set_thresholds(self.model, self.threshold, threshold)
         self.class_names = _names(cfg, classes, card.class_names if card is not None else None)
         self.category_ids = _category_ids(cfg, self.class_names)

@@ -2,6 +2,7 @@
 
 import http.server
 import itertools
+import shutil
 import threading
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 import detr
 from detr import image_inputs
-from detr.checkpoint import DetrCheckpointer
+from detr.checkpoint import DetrCheckpointer, set_score_threshold
 from detr.engine.defaults import load_config
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
@@ -76,6 +77,14 @@ def test_results_are_those_of_evaluation_bit_for_bit(shapes_root, tmp_path):
         assert torch.equal(output["instances"].pred_masks, expected["instances"].pred_masks)
         assert torch.equal(output["panoptic_seg"][0], expected["panoptic_seg"][0])
         assert output["panoptic_seg"][1] == expected["panoptic_seg"][1]
+
+
+def test_the_threshold_of_a_fine_tuning_counts_unless_another_is_named(weights, tmp_path):
+    path = shutil.copy(weights, tmp_path / "fine_tuned.pth")
+    set_score_threshold(str(path), 0.35)
+    assert Predictor(path).threshold == 0.35
+    assert Predictor(path, opts=["MODEL.DETR.INSTANCE_SCORE_THRESHOLD", "0.6"]).threshold == 0.6
+    assert Predictor(path, threshold=0.2).threshold == 0.2
 
 
 def test_options_behind_weights_count(weights, photos, tmp_path):
