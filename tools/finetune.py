@@ -10,6 +10,7 @@ FOLDER may be of COCO, YOLO (data.yaml) or Pascal VOC files, also as Roboflow ex
 """
 
 import argparse
+import math
 import os
 import shlex
 import time
@@ -44,6 +45,7 @@ from detr.finetuning import (
 from detr.visualization import predictions_sheet, save_picture, targets_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = 25  # rows of a table
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -165,14 +167,17 @@ def command(script: str, *args: object) -> str:
 
 
 def results_of_classes(point: OperatingPoint, box: dict[str, float]) -> str:
-    """A row a class, and one for all; box: the results of the evaluation, in percent."""
+    """A row a class, and one for all; of many classes, those with the most objects. box: results in percent."""
+    *classes, total = point.classes
+    if len(classes) > LONGEST:
+        classes = sorted(classes, key=lambda row: -row.objects)[:LONGEST]
     rows = []
-    for row in point.classes:
+    for row in (*classes, total):
         shares = [None if x is None else 100 * x for x in (row.precision, row.recall)]
-        ap = box["AP"] if row is point.classes[-1] else box.get(f"AP-{row.name}")
-        rows.append([row.name, row.objects, row.detections, ap, *shares])
+        ap = box["AP"] if row is total else box.get(f"AP-{row.name}", math.nan)
+        rows.append([row.name, row.objects, row.detections, None if math.isnan(ap) else ap, *shares])
     headers = ["class", "objects", "detections", "AP", "precision %", "recall %"]
-    return str(tabulate(rows, headers=headers, floatfmt=".1f"))
+    return str(tabulate(rows, headers=headers, floatfmt=".1f", missingval="-"))
 
 
 if __name__ == "__main__":

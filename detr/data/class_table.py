@@ -31,8 +31,8 @@ def class_table(parts: Mapping[str, Sequence[dict[str, Any]]], names: Sequence[s
     if len(rest):
         objects = [x for number, _ in counts.values() for x in (int(number[rest].sum()), None)]
         rows.append([f"{len(rest)} more classes", *objects, None])
-    headers = [f"{what}, {part}" for part in parts for what in ("objects", "images")]
-    return str(tabulate(rows, headers=["class", *headers, "median size"]))
+    headers = [f"{what}\n{part}" for part in parts for what in ("objects", "images")]
+    return str(tabulate(rows, headers=["class", *headers, "median\nsize"]))
 
 
 def _count(dicts: Sequence[dict[str, Any]], num_classes: int) -> tuple[np.ndarray, np.ndarray]:

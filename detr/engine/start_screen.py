@@ -125,7 +125,8 @@ def _show_schedule(cfg: CfgNode, start: int, test_images: int = 0) -> None:
     lines.append(", ".join(rate))
     period = cfg.TEST.EVAL_PERIOD
     if cfg.DATASETS.TEST:
-        lines.append(f"evaluation every {when(period)}" if 0 < period < solver.MAX_ITER else "evaluation at the end")
+        often = 0 < period < solver.MAX_ITER
+        lines.append(f"evaluation every {when(period).removeprefix('1 ')}" if often else "evaluation at the end")
     lines.append(_time(cfg, start, test_images))
     show_section("Schedule", lines)
 

@@ -15,7 +15,7 @@ def _image(*objects):
 
 
 def _cells(table):
-    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in table.splitlines()[2:]]
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in table.splitlines()[3:]]
 
 
 def test_objects_images_and_sizes():
@@ -36,6 +36,6 @@ def test_of_many_classes_the_rarest_share_a_row():
     names = [f"c{i}" for i in range(LONGEST + 5)]
     train = [_image(*((i, 5, 5) for i in range(LONGEST + 5)), (7, 5, 5))]
     lines = class_table({"training": train}, names).splitlines()
-    assert len(lines) == LONGEST + 2
-    assert lines[2].split()[:2] == ["c7", "2"]
+    assert len(lines) == LONGEST + 3
+    assert lines[3].split()[:2] == ["c7", "2"]
     assert lines[-1].split() == ["6", "more", "classes", "6"]
