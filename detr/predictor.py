@@ -65,7 +65,8 @@ class Predictor:
         classes: the K classes' names; by default those that were saved with the weights, else those of the config's
             data sets
         threshold: the least score of an object, and of a query that takes part in a panoptic map; by default
-            MODEL.DETR.INSTANCE_SCORE_THRESHOLD, else the one that was saved with the weights, else 0.5, and MODEL.DETR.PANOPTIC.SCORE_THRESHOLD for maps
+            MODEL.DETR.INSTANCE_SCORE_THRESHOLD, else the one that was saved with the weights, else 0.5; for maps
+            MODEL.DETR.PANOPTIC.SCORE_THRESHOLD
         device: by default the config's MODEL.DEVICE, and the CPU where there is no GPU
         batch_size: how many images at most the model sees at once
 
