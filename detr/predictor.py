@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from detr import image_inputs
-from detr.checkpoint import DetrCheckpointer
+from detr.checkpoint import DetrCheckpointer, read_card
 from detr.config import check_names
 from detr.data.metadata import class_names
 from detr.data.transforms import AnnotatedImage, evaluation_augmentations
@@ -26,6 +26,7 @@ from detr.engine.defaults import check_weights, check_whole
 from detr.errors import InputError
 from detr.image_inputs import ImageInput
 from detr.model_config import config_of
+from detr.modeling.card import HasCard
 from detr.modeling.postprocessing import Postprocessor
 
 DEFAULT_THRESHOLD = 0.5
@@ -88,6 +89,7 @@ class Predictor:
         card = getattr(self.model, "card", None)
         thresholds = [threshold, card.score_threshold if card is not None else None]
         if not exported:
+            _forget_other_classes(self.model, cfg)
             checkpointer = DetrCheckpointer(self.model)
             checkpointer.load(cfg.MODEL.WEIGHTS)
             check_whole(checkpointer.reinitialized, "this would predict with")
@@ -187,6 +189,15 @@ def _check_weights(cfg: CfgNode) -> None:
     if not cfg.MODEL.WEIGHTS:
         raise InputError("no weights are named: name a model, or set MODEL.WEIGHTS")
     check_weights(cfg.MODEL.WEIGHTS)
+
+
+def _forget_other_classes(model: torch.nn.Module, cfg: CfgNode) -> None:
+    """Where the weights name the model's classes, these count: a config file may be that of another data set."""
+    if not isinstance(model, HasCard) or not (cfg.DATASETS.TRAIN or cfg.DATASETS.TEST):
+        return
+    saved = read_card(cfg.MODEL.WEIGHTS)
+    if saved is not None and len(saved.class_names or ()) == model.num_classes:
+        model.forget_classes()
 
 
 def _set_thresholds(model: torch.nn.Module, threshold: float, wanted: float | None) -> None:

@@ -1,5 +1,6 @@
 """``Predictor``: the results of evaluation, from whatever names a model and an image."""
 
+import dataclasses
 import http.server
 import itertools
 import shutil
@@ -85,6 +86,15 @@ def test_the_threshold_of_a_fine_tuning_counts_unless_another_is_named(weights, 
     assert Predictor(path).threshold == 0.35
     assert Predictor(path, opts=["MODEL.DETR.INSTANCE_SCORE_THRESHOLD", "0.6"]).threshold == 0.6
     assert Predictor(path, threshold=0.2).threshold == 0.2
+
+
+def test_the_names_of_the_weights_win_over_those_of_the_config_files_data_set(tmp_path):
+    model = build_lively(QUICKSTART, TINY)
+    model.card = dataclasses.replace(model.card, class_names=("square", "ant", "bee", "cat"))
+    DetrCheckpointer(model, str(tmp_path)).save("model")
+    predictor = Predictor(tmp_path / "model.pth", config_file=str(QUICKSTART), opts=as_opts(TINY))
+    assert predictor.class_names == ("square", "ant", "bee", "cat")
+    assert torch.equal(predictor.model.class_embed.weight, model.class_embed.weight)  # no row is moved
 
 
 def test_options_behind_weights_count(weights, photos, tmp_path):

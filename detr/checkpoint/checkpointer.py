@@ -42,7 +42,7 @@ class DetrCheckpointer(DetectionCheckpointer):
     reinitialized: list[str]
     _resumes = False  # whether a checkpoint without a part is an error
     _known_format = False  # of the file that is loaded
-    card: ModelCard  # what the file that was loaded last says of its model
+    card = ModelCard()  # what the file that was loaded last says of its model
 
     def __init__(self, model: nn.Module, save_dir: str = "", **kwargs: Any) -> None:
         """As Detectron2's, which unwraps DistributedDataParallel; a compiled model is unwrapped too."""
