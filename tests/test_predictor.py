@@ -279,6 +279,7 @@ def test_released_models_are_known_by_name(monkeypatch):
         ({"config_file": str(QUICKSTART)}, "no weights are named"),
         ({"model": "detr_R_50", "device": "cuda:7"}, "CUDA is not available here"),
         ({"model": "detr_R_50", "batch_size": 0}, "batch size is 0"),
+        ({"model": "detr_R_50", "opts": ("INPUT.MIN_SIZE_TEST", "-5")}, "MIN_SIZE_TEST is -5 and"),
     ],
 )
 def test_what_is_no_model(arguments, message):
