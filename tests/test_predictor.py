@@ -2,6 +2,7 @@
 
 import http.server
 import itertools
+import shutil
 import threading
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 import detr
 from detr import image_inputs
-from detr.checkpoint import DetrCheckpointer
+from detr.checkpoint import DetrCheckpointer, set_score_threshold
 from detr.engine.defaults import load_config
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
@@ -194,6 +195,13 @@ def test_the_threshold_is_the_arguments_else_the_saved_one_else_a_half(weights, 
         assert 0 < len(found) < 20
     with pytest.raises(InputError, match=r"threshold is 1\.5"):
         Predictor(weights, threshold=1.5)
+
+
+def test_the_threshold_of_a_fine_tuning_is_taken_from_its_weights(weights, tmp_path):
+    path = shutil.copy(weights, tmp_path)
+    set_score_threshold(str(path), 0.35)
+    assert Predictor(path).threshold == 0.35
+    assert Predictor(path, threshold=0.7).threshold == 0.7
 
 
 def test_the_threshold_counts_for_models_with_an_inference_of_their_own(tmp_path):
