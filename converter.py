@@ -11,11 +11,11 @@ import sys
 import detr  # noqa: F401  explains how to install Detectron2 where it is missing
 from detr.convert.conversion import BACKBONES, TARGETS, Request, convert
 from detr.convert.verification import verify
-from detr.errors import exit_with_one_line
+from detr.errors import OneLineParser, exit_with_one_line
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--source_model",
         required=True,

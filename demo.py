@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -25,26 +25,19 @@ from tqdm import tqdm
 import detr
 from detr.coco_results import ResultsFile, coco_results
 from detr.drawing import draw_prediction
-from detr.errors import InputError, exit_with_one_line
+from detr.errors import INTERRUPTED, InputError, OneLineParser, exit_with_one_line
 from detr.image_inputs import find_images
 from detr.predictor import Predictor
 from detr.streams import Item, detect, read_frames, read_images
 
 WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-INTERRUPTED = 130  # a shell's exit status for Ctrl-C
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 
 Sink = Callable[[Item, np.ndarray], None]  # takes the drawn picture of an item
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see --help)\n")
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_argument_group("the model, by one or both of")
     model.add_argument(
         "--model",
@@ -80,7 +73,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--tiles", type=int, default=0, metavar="N", help="find small objects too, in tiles of N x N pixels"
     )
     how.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys and values, at the end")
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        hint = "" if rest[0].startswith("-") else "; config keys go behind --opts"
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if not args.model and not args.config_file:
         parser.error("name a model: --model detr_R_50, or a checkpoint, or --config-file with --opts MODEL.WEIGHTS")
     return args
@@ -114,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         def skip(path: str, error: InputError) -> None:
             skipped.append(path)
             progress.update()
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
+            hint = "; --video-input takes videos" if Path(path).suffix.lower() in VIDEO_SUFFIXES else ""
+            tqdm.write(f"skipped: {error}{hint}", file=sys.stderr)
 
         unit = "image" if args.input else "frame"
         total = len(paths) if args.input else video and video.num_frames
@@ -163,8 +160,12 @@ def open_sink(args: argparse.Namespace, targets: list[Path], video: Any, stack: 
 
 
 def save(picture: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, quality=92)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path, quality=92)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"the picture {path} cannot be written ({reason}): name another --output") from error
 
 
 def open_window(waits: bool) -> Sink:

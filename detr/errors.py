@@ -1,8 +1,12 @@
 """Mistakes that a user can correct, and how scripts report them."""
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
+
+INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 
 
 class InputError(ValueError):
@@ -12,9 +16,18 @@ class InputError(ValueError):
     """
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a wrong option in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
 @contextlib.contextmanager
-def exit_with_one_line() -> Iterator[None]:
+def exit_with_one_line(after_interrupt: str = "") -> Iterator[None]:
     """Around a script's work: bad input and diverged training end it with one line and status 2, Ctrl-C with 130.
+
+    after_interrupt: what to do after Ctrl-C, which follows "interrupted"
 
     A worker process (data loading, a rank) passes its error on with the traceback of that process in
     the message; what counts is behind the error's name.
@@ -22,8 +35,8 @@ def exit_with_one_line() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        print("interrupted" + (f": {after_interrupt}" if after_interrupt else ""), file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         for name in (InputError.__name__, FloatingPointError.__name__):

@@ -17,6 +17,7 @@ from detr.checkpoint.hub import TORCHVISION
 from detr.config import changed_from_defaults
 from detr.config_node import overruled
 from detr.data.coco_file import class_ids, coco_dicts, read_coco
+from detr.data.dataset_mapper import check_input_keys
 from detr.data.formats import recognize, split_off, write_coco
 from detr.data.ground_truth import load_truth
 from detr.engine.defaults import load_config
@@ -170,6 +171,9 @@ def finetuning_config(
     wanted = cfg.clone()
     merge_options(wanted, opts)
     batch = wanted.SOLVER.IMS_PER_BATCH if "SOLVER.IMS_PER_BATCH" in dict(option_pairs(cfg, opts)) else None
+    if batch is not None and batch < 1:
+        raise InputError(f"SOLVER.IMS_PER_BATCH is {batch}: it must be at least 1")
+    check_input_keys(wanted)
     pretrained = bool(wanted.MODEL.WEIGHTS) and not wanted.MODEL.WEIGHTS.startswith(BACKBONES)
     plan = plan_for(wanted, data.images, pretrained=pretrained, batch=batch, epochs=epochs, num_gpus=num_gpus)
     apply_plan(cfg, plan)

@@ -18,6 +18,8 @@ def hide_foreign_warnings() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Drop) for known in logger.filters):
             logger.addFilter(_Drop(text))
+    # A class name in a script that matplotlib's font lacks is drawn as boxes.
+    warnings.filterwarnings("ignore", message="Glyph .* missing from")
     # Detectron2's model zoo imports it, with setuptools older than 82.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 

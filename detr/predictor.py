@@ -85,24 +85,24 @@ class Predictor:
             _check_weights(cfg)
         cfg.freeze()
         self.cfg = cfg
+        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        self.augmentations = T.AugmentationList(evaluation_augmentations(*sizes))
         self.model = build_model(cfg).eval()
-        card = getattr(self.model, "card", None)
-        thresholds = [threshold, card.score_threshold if card is not None else None]
+        of_weights = None
         if not exported:
             _forget_other_classes(self.model, cfg)
             checkpointer = DetrCheckpointer(self.model)
             checkpointer.load(cfg.MODEL.WEIGHTS)
             check_whole(checkpointer.reinitialized, "this would predict with")
-            card = getattr(self.model, "card", None)  # with the names of the weights' classes
-            thresholds.append(checkpointer.card.score_threshold)
-        self.threshold = next((x for x in thresholds if x is not None), DEFAULT_THRESHOLD)
+            of_weights = checkpointer.card.score_threshold
+        card = getattr(self.model, "card", None)
+        of_config = card.score_threshold if card is not None else None
+        self.threshold = next(x for x in (threshold, of_config, of_weights, DEFAULT_THRESHOLD) if x is not None)
         _set_thresholds(self.model, self.threshold, threshold)
         self.class_names = _names(cfg, classes, card.class_names if card is not None else None)
         self.category_ids = _category_ids(cfg, self.class_names)
         self.batch_size = batch_size
         self.input_format: str = cfg.INPUT.FORMAT
-        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        self.augmentations = T.AugmentationList(evaluation_augmentations(*sizes))
 
     def __call__(
         self, images: ImageInput | Iterable[ImageInput], *, color: str | None = None

@@ -161,7 +161,8 @@ def test_panoptic_maps_are_drawn(tmp_path, capsys):
         (["--input", "a.jpg"], "name a model: --model detr_R_50"),
         (["--model", "detr_R_50"], "--input --video-input --webcam is required"),
         (["--model", "detr_R_50", "--input", "a.jpg", "--batch", "x"], "invalid int value: 'x'"),
-        (["--model", "detr_R_50", "--inputs", "a.jpg", "--webcam"], "unrecognized arguments: --inputs a.jpg"),
+        (["--model", "detr_R_50", "--inputs", "a.jpg", "--webcam"], "unrecognized arguments: --inputs a.jpg (see"),
+        (["--model", "m", "--input", "a.jpg", "--batch", "2", "A.B", "1"], "A.B 1; config keys go behind --opts"),
     ],
 )
 def test_a_wrong_option_is_one_line(args, message, capsys):
@@ -172,6 +173,19 @@ def test_a_wrong_option_is_one_line(args, message, capsys):
     assert message in printed.err
     assert printed.err.startswith("error: ")
     assert (printed.err.count("\n"), printed.out) == (1, "")
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(finder, tmp_path):
+    save_image(tmp_path / "a.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/out/a\.png cannot be written \(Not a directory\): name another"):
+        demo.main(finder("--input", tmp_path / "a.png", "--output", tmp_path / "file" / "out"))
+
+
+def test_a_video_among_images_is_named(finder, tmp_path, capsys):
+    (tmp_path / "a.mp4").write_bytes(b"no image")
+    assert demo.main(finder("--input", tmp_path / "a.mp4", "--output", tmp_path / "out")) == 1
+    assert "; --video-input takes videos\n" in capsys.readouterr().err
 
 
 def test_without_a_display_output_must_be_named(finder, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ for name, text in (
 ):
     logging.getLogger(name).warning(text)
 warnings.warn("pkg_resources is deprecated as an API. See ...", UserWarning)
+warnings.warn("Glyph 29483 (CJK) missing from font(s) DejaVu Sans.", UserWarning)
 warnings.warn("kept: the user's own", UserWarning)
 """
 

@@ -223,6 +223,13 @@ def test_the_threshold_is_the_arguments_else_the_saved_one_else_a_half(weights, 
         Predictor(weights, threshold=1.5)
 
 
+def test_the_threshold_of_a_fine_tuning_is_taken_from_its_weights(weights, tmp_path):
+    path = shutil.copy(weights, tmp_path)
+    set_score_threshold(str(path), 0.35)
+    assert Predictor(path).threshold == 0.35
+    assert Predictor(path, threshold=0.7).threshold == 0.7
+
+
 def test_the_threshold_counts_for_models_with_an_inference_of_their_own(tmp_path):
     image = np.zeros((128, 128, 3), dtype=np.uint8)
     image[20:40, 20:40] = 255
@@ -306,6 +313,7 @@ def test_released_models_are_known_by_name(monkeypatch):
         ({"config_file": str(QUICKSTART)}, "no weights are named"),
         ({"model": "detr_R_50", "device": "cuda:7"}, "CUDA is not available here"),
         ({"model": "detr_R_50", "batch_size": 0}, "batch size is 0"),
+        ({"model": "detr_R_50", "opts": ("INPUT.MIN_SIZE_TEST", "-5")}, "MIN_SIZE_TEST is -5 and"),
     ],
 )
 def test_what_is_no_model(arguments, message):

@@ -16,11 +16,11 @@ from tabulate import SEPARATING_LINE, tabulate
 import detr  # noqa: F401  says how to install Detectron2 where it is missing
 from detr.analysis import Analysis, analyze
 from detr.engine.defaults import load_config
-from detr.errors import InputError, exit_with_one_line
+from detr.errors import InputError, OneLineParser, exit_with_one_line
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="the model's config")
     parser.add_argument(
         "--size", nargs=2, type=int, default=(800, 1066), metavar=("H", "W"), help="of the images, in pixels (800 1066)"

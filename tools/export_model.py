@@ -8,12 +8,12 @@ import argparse
 
 import detr  # noqa: F401  explains how to install Detectron2 where it is missing
 from detr.engine.defaults import load_config
-from detr.errors import exit_with_one_line
+from detr.errors import OneLineParser, exit_with_one_line
 from detr.export import FORMATS, export
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="the YAML file of the model")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, help="the folder to write")

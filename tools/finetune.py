@@ -30,7 +30,7 @@ from detr.data.metadata import class_names
 from detr.engine.defaults import check_output_folder, launch_on_gpus, setup
 from detr.engine.operating_point import OperatingPoint
 from detr.engine.trainer import Trainer
-from detr.errors import InputError, exit_with_one_line
+from detr.errors import InputError, OneLineParser, exit_with_one_line
 from detr.finetuning import (
     CONFIG,
     TRAIN,
@@ -49,7 +49,7 @@ LONGEST = 25  # rows of a table
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="FOLDER", help="the data set: a folder, a COCO JSON file or YOLO's data.yaml")
     data.add_argument("--train-json", metavar="FILE", help="instead: training annotations in COCO format")
@@ -181,5 +181,5 @@ def results_of_classes(point: OperatingPoint, box: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    with exit_with_one_line():
+    with exit_with_one_line("tools/finetune.py --resume --output FOLDER goes on from the last checkpoint"):
         main()

@@ -18,7 +18,7 @@ from pathlib import Path
 from detr.curves import plot_training
 from detr.data.shapes import ensure_shapes
 from detr.engine import Trainer, setup
-from detr.errors import exit_with_one_line
+from detr.errors import OneLineParser, exit_with_one_line
 from detr.visualization import predictions_sheet, save_picture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--panoptic", action="store_true", help="masks and panoptic maps too")
     parser.add_argument("--verbose", action="store_true", help="Detectron2's whole log on the terminal too")
     parser.add_argument("--output", default="output/quickstart", help="a folder; where it exists, a number is added")

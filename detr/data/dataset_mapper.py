@@ -181,6 +181,11 @@ def check_input_keys(cfg: CfgNode) -> None:
     if not keys.MIN_SIZE_TRAIN or (keys.MIN_SIZE_TRAIN_SAMPLING == "range" and len(keys.MIN_SIZE_TRAIN) != 2):
         wanted = "the smallest and the largest" if keys.MIN_SIZE_TRAIN_SAMPLING == "range" else "at least one size"
         raise InputError(f"INPUT.MIN_SIZE_TRAIN is {keys.MIN_SIZE_TRAIN}: it must hold {wanted}")
+    if min(keys.MIN_SIZE_TRAIN) < 0 or keys.MAX_SIZE_TRAIN < 1:
+        raise InputError(
+            f"INPUT.MIN_SIZE_TRAIN is {keys.MIN_SIZE_TRAIN} and INPUT.MAX_SIZE_TRAIN is {keys.MAX_SIZE_TRAIN}: sizes "
+            "must be 0 (no resizing) or more, their bound at least 1"
+        )
     if not crop.ENABLED:
         return
     if crop.TYPE not in CROP_SIZES:

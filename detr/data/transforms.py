@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from detectron2.data import transforms as T
 from PIL import Image
 
+from detr.errors import InputError
+
 # The shorter sides before a random crop (original training recipe): small enough that crops still show whole objects.
 PRE_CROP_SIZES = (400, 500, 600)
 # The original has no bound there. Only strips of more than 1 : 33 reach this one; without it, they fill the memory.
@@ -67,7 +69,12 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
 
 
 def evaluation_augmentations(min_size: int, max_size: float) -> list[T.Augmentation]:
-    """The augmentations of an image in evaluation."""
+    """The augmentations of an image in evaluation. Raises InputError for a size that no image can have."""
+    if min_size < 0 or max_size < 1:
+        raise InputError(
+            f"INPUT.MIN_SIZE_TEST is {min_size} and INPUT.MAX_SIZE_TEST is {max_size}: the one must be 0 (no resizing) "
+            "or more, the other at least 1"
+        )
     return [ResizeShortestEdge(min_size, max_size)]
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,8 @@ def parse_and_launch(main: Callable[[argparse.Namespace], Any], description: str
     parser = default_argument_parser(description)
     parser.add_argument("--verbose", action="store_true", help="Detectron2's whole log on the terminal too")
     args = parser.parse_args()
-    with exit_with_one_line():
+    resuming = "" if args.eval_only else "the same command with --resume goes on from the last checkpoint"
+    with exit_with_one_line(resuming):
         launch_on_gpus(
             main, args, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url
         )
@@ -150,7 +152,15 @@ def check_whole(reinitialized: list[str], would: str = "--eval-only would evalua
 
 
 def check_output_folder(folder: str) -> None:
-    """Raises InputError where a new training would write over the checkpoints of an earlier one."""
+    """Raises InputError where a new training would write over the checkpoints of an earlier one, or cannot write."""
+    if "://" not in folder:
+        there = os.path.abspath(folder)  # or what is there of the path to it
+        while not os.path.exists(there):
+            there = os.path.dirname(there)
+        try:
+            tempfile.TemporaryDirectory(dir=there).cleanup()
+        except OSError as error:
+            raise InputError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror}): name another one") from error
     if PathManager.exists(os.path.join(folder, "last_checkpoint")):
         raise InputError(
             f"OUTPUT_DIR {folder} holds the checkpoints of an earlier training: go on with --resume, or name "

@@ -91,7 +91,7 @@ def plan_for(
     cfg: CfgNode, images: int, *, pretrained: bool, batch: int | None, epochs: int | None, num_gpus: int = 1
 ) -> Plan:
     """The plan for a config's images and device; the other arguments are those of ``make_plan``."""
-    side = max(cfg.INPUT.MIN_SIZE_TRAIN)
+    side = max(cfg.INPUT.MIN_SIZE_TRAIN) or cfg.INPUT.MAX_SIZE_TRAIN  # 0: images keep their size
     megapixels = side * min(side * 4 / 3, cfg.INPUT.MAX_SIZE_TRAIN) / 1e6  # most photos are 4 : 3
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     memory = _memory_gb(on_gpu)

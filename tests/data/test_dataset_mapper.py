@@ -114,6 +114,8 @@ def test_mistakes_name_the_file(image, annotations, keys, message):
         ({"RANDOM_FLIP": "diagonal"}, "RANDOM_FLIP is 'diagonal': it must be one of none, horizontal, vertical"),
         ({"MIN_SIZE_TRAIN_SAMPLING": "any"}, "SAMPLING is 'any': it must be one of choice, range"),
         ({"MIN_SIZE_TRAIN": ()}, r"MIN_SIZE_TRAIN is \(\): it must hold at least one size"),
+        ({"MIN_SIZE_TRAIN": (96, -1)}, r"MIN_SIZE_TRAIN is \(96, -1\) and .* must be 0 \(no resizing\) or more"),
+        ({"MAX_SIZE_TRAIN": 0}, "MAX_SIZE_TRAIN is 0: .* bound at least 1"),
         ({"MIN_SIZE_TRAIN": (480,), "MIN_SIZE_TRAIN_SAMPLING": "range"}, "it must hold the smallest and the largest"),
         ({"CROP.TYPE": "square"}, "TYPE is 'square': it must be one of relative, relative_range, absolute, absolute_r"),
         ({"CROP.TYPE": "relative"}, r"SIZE is \(384, 600\): with .* relative it must be .* fractions"),

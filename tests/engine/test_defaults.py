@@ -208,6 +208,15 @@ def test_earlier_checkpoints_are_not_written_over(tmp_path):
         check_output_folder(str(tmp_path))
 
 
+def test_an_output_folder_can_be_made(tmp_path):
+    check_output_folder(str(tmp_path / "a" / "b"))
+    assert list(tmp_path.iterdir()) == []  # a command that fails later leaves nothing
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/below"):
+        with pytest.raises(InputError, match=rf"OUTPUT_DIR .*{name} cannot be written \(Not a directory\)"):
+            check_output_folder(str(tmp_path / name))
+
+
 def test_the_cpu_stands_in_for_a_missing_gpu_and_workers_for_missing_cores(tiny_config, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
@@ -236,6 +245,14 @@ def test_bad_input_ends_with_one_line(error, capsys):
             raise raised
         assert end.value.code == 2
         assert capsys.readouterr().err == "error: what is wrong\n"
+
+
+@pytest.mark.parametrize(("hint", "line"), [("", "interrupted"), ("use --resume", "interrupted: use --resume")])
+def test_an_interrupt_is_one_line(hint, line, capsys):
+    with pytest.raises(SystemExit) as end, exit_with_one_line(hint):
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_other_errors_keep_their_traceback():

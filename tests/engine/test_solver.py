@@ -67,3 +67,5 @@ def test_the_whole_gradient_is_clipped_before_the_step(tiny_config):
 def test_an_unknown_optimizer_is_reported(tiny_config):
     with pytest.raises(InputError, match="OPTIMIZER is 'ADAM': it must be one of ADAMW, SGD"):
         build_optimizer(tiny_config({"SOLVER.OPTIMIZER": "ADAM"}), torch.nn.Linear(1, 1))
+    with pytest.raises(InputError, match=r"BASE_LR is -1\.0: a learning rate is at least 0"):
+        build_optimizer(tiny_config({"SOLVER.BASE_LR": -1.0}), torch.nn.Linear(1, 1))

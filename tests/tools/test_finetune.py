@@ -143,6 +143,8 @@ def test_shared_classes_keep_their_rows(shapes_root, weights, tmp_path):
         ([], "name your data set"),
         (["--data", "a", "--train-json", "b"], "one of the two"),
         (["--data", "SHAPES", "--epochs", "0"], "--epochs is 0"),
+        (["--data", "SHAPES", "--weights", "WEIGHTS", "SOLVER.IMS_PER_BATCH=0"], "SOLVER.IMS_PER_BATCH is 0"),
+        (["--data", "SHAPES", "--weights", "WEIGHTS", "INPUT.MIN_SIZE_TRAIN=(-1,)"], "INPUT.MIN_SIZE_TRAIN is"),
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--train-json", "nowhere.json"], "--train-json nowhere.json is no file"),
         (["--train-json", "JSON", "--train-images", "nowhere"], "--train-images nowhere is no folder"),
