@@ -168,6 +168,7 @@ def finetuning_config(
     cfg.OUTPUT_DIR = output
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     wanted = cfg.clone()
     merge_options(wanted, opts)
     batch = wanted.SOLVER.IMS_PER_BATCH if "SOLVER.IMS_PER_BATCH" in dict(option_pairs(cfg, opts)) else None

@@ -155,8 +155,9 @@ def report(
         f"  {output / 'predictions.png'}: ground truth beside predictions\n"
         f"  {output / 'training.png'}: loss and AP in the course of the training\n"
         f"  {output / CONFIG}: the config, with the reasons of the plan\n"
-        "To find objects in other images, or to go on training:\n"
+        "To find objects in other images, to export the model, or to go on training:\n"
         f"  {command(*show)}\n"
+        f"  {command('tools/export_model.py', '--model', weights, '--format', 'onnx', '--output', output / 'onnx')}\n"
         f"  {command('train_net.py', '--config-file', output / CONFIG, *again)}"
     )
 

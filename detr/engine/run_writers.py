@@ -21,6 +21,7 @@ from detectron2.utils.file_io import PathManager
 
 from detr.errors import InputError
 
+OPENING_SECONDS = 30  # for a server to answer before the training begins without it
 CLOSING_SECONDS = 60  # for what is still to be sent when a training ends
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class RunWriter(EventWriter):
         self._last_write = -1
         self._queue: queue.SimpleQueue[dict[int, dict[str, float]] | bool] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._opened = threading.Event()  # or has failed to
         self._warned = False
 
     def open(self, run_id: str | None) -> str:
@@ -64,9 +66,14 @@ class RunWriter(EventWriter):
         raise NotImplementedError
 
     def start(self, resume: bool) -> None:
-        """Opens the run before the first step: with ``resume``, the one that the folder's training had."""
+        """Opens the run before the first step: with ``resume``, the one that the folder's training had.
+
+        It waits for that, though not for ever: a tracker starts programs, and processes of data loading that are forked
+        in that moment would keep the programs' pipes open, so that nobody could read these to their end.
+        """
         self._thread = threading.Thread(target=self._work, args=(resume,), name=self.title, daemon=True)
         self._thread.start()
+        self._opened.wait(OPENING_SECONDS)
 
     def write(self) -> None:
         """Sends what the event storage holds that is newer than what was sent before."""
@@ -92,6 +99,7 @@ class RunWriter(EventWriter):
 
     def _work(self, resume: bool) -> None:
         is_open = self._try(self._open_and_keep_id, resume)
+        self._opened.set()
         pending: dict[int, dict[str, float]] = {}
         while not isinstance(item := self._queue.get(), bool):
             for iteration, scalars in item.items() if is_open else ():
