@@ -36,6 +36,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         raise InputError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: it must be one of {', '.join(kinds)}")
     if cfg.SOLVER.BASE_LR < 0:
         raise InputError(f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR}: a learning rate is at least 0, such as 0.0001")
+    if not cfg.SOLVER.BASE_LR and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR":  # it divides by it
+        raise InputError("SOLVER.BASE_LR is 0, with which WarmupCosineLR cannot compute: set SOLVER.BASE_LR 1e-20")
     kind, options = kinds[cfg.SOLVER.OPTIMIZER], _options(cfg)
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":

@@ -69,3 +69,6 @@ def test_an_unknown_optimizer_is_reported(tiny_config):
         build_optimizer(tiny_config({"SOLVER.OPTIMIZER": "ADAM"}), torch.nn.Linear(1, 1))
     with pytest.raises(InputError, match=r"BASE_LR is -1\.0: a learning rate is at least 0"):
         build_optimizer(tiny_config({"SOLVER.BASE_LR": -1.0}), torch.nn.Linear(1, 1))
+    settings = {"SOLVER.BASE_LR": 0.0, "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}
+    with pytest.raises(InputError, match="BASE_LR is 0, with which WarmupCosineLR cannot compute"):
+        build_optimizer(tiny_config(settings), torch.nn.Linear(1, 1))
