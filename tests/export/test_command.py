@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from detr.checkpoint import DetrCheckpointer
 from detr.engine.defaults import load_config
 from detr.errors import InputError
 from detr.export import export, load
@@ -13,7 +14,7 @@ from detr.export.checking import check
 from detr.export.runtimes import FORMATS, RUNTIME_PACKAGES
 from detr.export.writing import PACKAGES, write_graph
 from tests.conftest import QUICKSTART, ROOT, as_opts
-from tests.export.conftest import SETTINGS, run
+from tests.export.conftest import SETTINGS, export_model, run
 
 
 def test_the_report_and_existing_folders(boxes, tmp_path, capsys):
@@ -35,6 +36,15 @@ def test_the_report_and_existing_folders(boxes, tmp_path, capsys):
     with pytest.raises(InputError, match="holds no exported model, and would be lost"):
         run(QUICKSTART, "torchscript", precious, boxes[0], "--overwrite")
     assert os.listdir(precious) == ["thesis.txt"]
+
+
+def test_a_checkpoint_is_enough_where_it_holds_its_config(boxes, tmp_path):
+    weights = tmp_path / "model.pth"
+    DetrCheckpointer(boxes[1], str(tmp_path)).save("model")
+    export_model.main(["--model", str(weights), "--format", "torchscript", "--output", str(tmp_path / "exported")])
+    assert load(str(tmp_path / "exported"), "cpu").card.class_names == boxes[1].card.class_names is not None
+    with pytest.raises(InputError, match="no model is named"):
+        export_model.main(["--format", "torchscript", "--output", str(tmp_path / "other")])
 
 
 def test_a_graph_that_differs_from_the_model_is_refused(boxes, tmp_path, monkeypatch):
