@@ -51,9 +51,13 @@ def _estimate_on_cpu(cfg: CfgNode) -> str:
 
 
 def seconds_on_cpu(cfg: CfgNode) -> float | None:
-    """About how long a training step takes on this CPU, by the model's multiplications; None where they are unknown."""
-    macs = _macs_of_a_step(cfg, _training_size(cfg))
-    return None if macs is None else macs / _macs_per_second()
+    """About how long a training step takes on this CPU, by the model's multiplications; None where they are unknown.
+
+    torch's random numbers go on afterwards as if nothing had been computed: the training is the same without it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        macs = _macs_of_a_step(cfg, _training_size(cfg))
+        return None if macs is None else macs / _macs_per_second()
 
 
 def _training_size(cfg: CfgNode) -> tuple[int, int]:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from detectron2.utils.logger import setup_logger
 
 from detr.engine import progress, terminal
+from detr.engine.machine import seconds_on_cpu
 from detr.engine.results import results_text
 from tests.conftest import QUICKSTART, ROOT, SHORT, TINY, as_opts
 
@@ -75,6 +77,13 @@ def test_the_time_left_counts_evaluations_that_were_measured():
 )
 def test_seconds_are_told_as_people_do(seconds, text):
     assert terminal.format_seconds(seconds) == text
+
+
+def test_the_estimated_time_takes_no_random_numbers_from_the_training(tiny_config):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert seconds_on_cpu(tiny_config()) > 0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_many_classes_are_shortened():
