@@ -12,7 +12,7 @@ help:
 	@echo 'make demo       trains a small DETR on drawn shapes and shows what it finds'
 	@echo 'make demo-panoptic  the same with masks and panoptic maps'
 	@echo 'make test       runs every test          (ARGS="-k matcher" chooses some)'
-	@echo 'make test-fast  without the slow ones, in less than 3 minutes'
+	@echo 'make test-fast  without the slow ones'
 	@echo 'make test-head D2=/path/to/detectron2   runs every test with the Detectron2 of a checkout; nothing is'
 	@echo '                compiled or installed, its Python sources come before those in .venv'
 	@echo 'make bench      how fast, beside its peers: benchmarks/RESULTS.md, 45 minutes on two cores'

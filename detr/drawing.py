@@ -77,7 +77,7 @@ def draw_objects(
     """Boxes, and masks where there are any, each in its class's color.
 
     image: (H, W, 3) uint8, RGB; boxes: (M, 4) xyxy in its pixels; masks: (M, H, W) bool
-    labels: in the order in which they get a place, where there is not room for all
+    labels: the first ones get a place where there is not space for all
 
     Returns the picture (H', W', 3) uint8, RGB.
     """

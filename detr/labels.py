@@ -26,7 +26,7 @@ def place_labels(
     image_size: (width, height)
     centered: whether a label belongs into the middle of its box, as for masks, and not to its corner
 
-    None is for a label for which there is no room near its object: in a crowd, the objects that come first have labels.
+    None is for a label without space near its object: in a crowd, the objects that come first have labels.
     """
     width, height = image_size
     visible = np.clip(boxes, 0, [width, height, width, height]).astype(float)

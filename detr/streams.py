@@ -29,7 +29,7 @@ class Item:
 
 
 def read_images(paths: Sequence[str], skipped: Callable[[str, InputError], None]) -> Iterator[Item]:
-    """The images behind paths and URLs; ``skipped`` is told of one that cannot be read."""
+    """The images behind paths and URLs; ``skipped`` is called with one that cannot be read."""
     for number, path in enumerate(paths, start=1):
         try:
             image = image_inputs.read(path, "RGB")

@@ -121,7 +121,7 @@ def truth_beside_panoptic(
 
 
 def _scale(image: np.ndarray) -> float:
-    """Of a picture to its image, so that its shorter side is in a range that a sheet has room for."""
+    """Of a picture to its image, so that its shorter side is in a range that fits a sheet."""
     side = min(image.shape[:2])
     return min(max(1.0, MIN_SHOWN_SIDE / side), MAX_SHOWN_SIDE / side)
 

@@ -101,12 +101,13 @@ def warn_of_surplus(dicts: Sequence[dict[str, Any]], numbers: Sequence[int], num
     if crowded:
         most, where = max(crowded)
         logger.warning(
-            "%d images have more objects than the %d queries, up to %d in %s: the surplus is not learned; raise "
-            "MODEL.DETR.NUM_OBJECT_QUERIES",
+            "%d images have more objects than the %d queries, up to %d in %s: the surplus is not learned; set "
+            "MODEL.DETR.NUM_OBJECT_QUERIES %d",
             len(crowded),
             num_queries,
             most,
             where,
+            most,
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 
 # Beside the model, an image of a training step takes about 1 GB for a million pixels (R50, 512 x 640, single precision;
-# benchmarks/RESULTS.md); with room for objects, masks and fragmentation:
+# benchmarks/RESULTS.md); with a margin for objects, masks and fragmentation:
 GB_PER_MEGAPIXEL = 1.5
 MODEL_GB = 1.5  # weights, gradients, AdamW's averages, the program
 LARGEST_BATCH = 16  # the paper's, for which its learning rate is
