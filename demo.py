@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 import detr
 from detr.coco_results import ResultsFile, coco_results
-from detr.drawing import draw_prediction
 from detr.errors import INTERRUPTED, InputError, OneLineParser, exit_with_one_line
 from detr.image_inputs import find_images
+from detr.pictures.drawing import draw_prediction
 from detr.predictor import Predictor
 from detr.streams import Item, detect, read_frames, read_images
 

@@ -18,7 +18,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python-headle
 # These say in one line what to install where it is missing. cv2 and tqdm are there with Detectron2.
 USES_EXTRAS = {
     "convert/verification.py": ("TRANSFORMERS",),
-    "drawing.py": ("DETECTRON2",),
+    "pictures/drawing.py": ("DETECTRON2",),
     "engine/progress.py": ("DETECTRON2",),
     "engine/terminal.py": ("DETECTRON2",),
     "tiles.py": ("TILES",),

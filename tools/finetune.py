@@ -23,7 +23,6 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from detr.checkpoint import set_score_threshold
-from detr.curves import plot_training
 from detr.data.class_table import class_table
 from detr.data.loading import load_dataset
 from detr.data.metadata import class_names
@@ -42,7 +41,8 @@ from detr.finetuning import (
     finetuning_config,
     write_config,
 )
-from detr.visualization import predictions_sheet, save_picture, targets_sheet
+from detr.pictures.curves import plot_training
+from detr.pictures.sheets import predictions_sheet, save_picture, targets_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 25  # rows of a table

@@ -15,11 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from detr.curves import plot_training
 from detr.data.shapes import ensure_shapes
 from detr.engine import Trainer, setup
 from detr.errors import OneLineParser, exit_with_one_line
-from detr.visualization import predictions_sheet, save_picture
+from detr.pictures.curves import plot_training
+from detr.pictures.sheets import predictions_sheet, save_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "quickstart"

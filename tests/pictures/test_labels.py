@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detr.labels import gap, place_labels
+from detr.pictures.labels import gap, place_labels
 
 WIDTH, HEIGHT = 640, 480
 

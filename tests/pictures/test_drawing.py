@@ -5,8 +5,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from detr import drawing
-from detr.drawing import class_color, draw_objects, draw_prediction, draw_segments, label_text
+from detr.pictures import drawing
+from detr.pictures.drawing import class_color, draw_objects, draw_prediction, draw_segments, label_text
 
 GRAY = 90
 

@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontProperties
 from PIL import Image
 from torch import Tensor
 
-from detr.labels import gap, place_labels
+from detr.pictures.labels import gap, place_labels
 
 Color = tuple[float, float, float]
 

@@ -16,7 +16,7 @@ from detr.data.images import read_image
 from detr.data.loading import load_dataset
 from detr.data.metadata import class_names, is_panoptic
 from detr.data.panoptic_mapper import read_segment_ids
-from detr.drawing import draw_instances, draw_objects, draw_segments, label_text
+from detr.pictures.drawing import draw_instances, draw_objects, draw_segments, label_text
 
 PICTURES = 8  # on a sheet
 MIN_SHOWN_SIDE, MAX_SHOWN_SIDE = 384, 640  # pixels; smaller images are enlarged, so that labels can be read

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detr.engine.defaults import load_config
-from detr.visualization import GAP, sheet, targets_sheet
+from detr.pictures.sheets import GAP, sheet, targets_sheet
 from tests.conftest import QUICKSTART
 
 
