@@ -38,9 +38,12 @@ DETECTRON2 = [
     "yacs>=0.1.8,<0.2",
 ]
 
+# Backbones by name, of which there are hundreds.
+TIMM = ["timm>=1,<2"]
+
 # What `converter.py --verify` runs transformers' models with; timm gives some of them their backbone.
 TRANSFORMERS = [
-    "timm>=1,<2",
+    *TIMM,
     "transformers>=5,<6",
 ]
 
@@ -61,6 +64,9 @@ DATA = ["supervision>=0.31,<0.32"]
 # What demo.py reads and writes videos with; FFmpeg's libraries come with it.
 VIDEO = ["av>=14.2,<19"]
 
+# What tools/report.py writes its page with.
+REPORT = ["jinja2>=3.1,<4"]
+
 # What cuts a large image into tiles and joins their detections.
 TILES = ["sahi>=0.12,<0.13"]
 
@@ -77,6 +83,7 @@ DEV = [
     *EXPORT,
     *DATA,
     *VIDEO,
+    *REPORT,
     *WANDB,
     *MLFLOW,
     # tools/setup_env.sh adds sahi and trackers, whose opencv-python would write over the headless one of Detectron2's
@@ -86,8 +93,11 @@ DEV = [
     "requests>=2.32,<3",
     "rich>=13.3,<16",
     "shapely>=2,<3",
+    "ipykernel>=6.29,<8",  # runs the notebooks
     "mypy>=2.1,<3",
+    "nbclient>=0.10,<0.12",
     "pytest>=9,<10",
+    "pytest-xdist>=3.6,<4",
     "ruff>=0.15,<0.18",  # the formatter's style may change with the middle number
 ]
 
@@ -127,7 +137,9 @@ if __name__ == "__main__":  # the tests read the lists above without building an
             "evaluation": EVALUATION,
             "export": EXPORT,
             "mlflow": MLFLOW,
+            "report": REPORT,
             "tiles": TILES,
+            "timm": TIMM,
             "tracking": TRACKING,
             "transformers": TRANSFORMERS,
             "video": VIDEO,

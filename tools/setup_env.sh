@@ -125,11 +125,12 @@ create_venv() {
   "$PYTHON" -I -m venv .venv >"$LOG" 2>&1 || die "'$PYTHON -m venv' failed: $(tail -n 1 "$LOG")"
 }
 
-# Its dist-info stays behind with its false demands (numpy < 2), so does its stray top-level `tools`,
-# and so do the operators compiled for Python 3.10 and an old torch, which DETR has no use for.
+# Its dist-info stays behind with its false demands (numpy < 2), and so do the operators compiled for Python 3.10 and
+# an old torch, which DETR has no use for. Its stray top-level `tools` are Detectron2's own scripts: beside the packages.
 install_detectron2() {
-  local new=.venv/detectron2-new site
-  "$VENV_PYTHON" -I -c 'import importlib.util as u, sys; sys.exit(u.find_spec("detectron2") is None)' && return
+  local new=.venv/detectron2-new tools=.venv/detectron2-tools site
+  "$VENV_PYTHON" -I -c 'import importlib.util as u, sys; sys.exit(u.find_spec("detectron2") is None)' &&
+    [ -d "$tools" ] && return
   say "installing Detectron2"
   rm -rf "$new"
   echo "$DETECTRON2" >"$new.txt"
@@ -138,6 +139,8 @@ install_detectron2() {
     mv "$new"/sal_detectron2-*.dist-info/LICENSE "$new/detectron2/LICENSE" &&
     rm -f "$new"/detectron2/_C*.so &&
     site=$("$VENV_PYTHON" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
+    rm -rf "$site/detectron2" "$tools" &&
+    mv "$new/tools" "$tools" &&
     mv "$new/detectron2" "$site/detectron2" &&
     rm -rf "$new" "$new.txt"
 }
