@@ -38,13 +38,13 @@ demo-panoptic: env
 	$(BIN)/python tools/quickstart.py --panoptic $(ARGS)
 
 test: env oracle
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: env oracle
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
 test-head: checkout env oracle
-	DETECTRON2_CHECKOUT='$(abspath $(D2))' PYTHONPATH='$(abspath $(D2))' $(BIN)/python -m pytest $(ARGS)
+	DETECTRON2_CHECKOUT='$(abspath $(D2))' PYTHONPATH='$(abspath $(D2))' $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 checkout:
 	@test -n '$(D2)' -a -f '$(D2)/detectron2/__init__.py' || { \
