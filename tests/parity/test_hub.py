@@ -126,10 +126,11 @@ def test_panoptic(panoptic: tuple[Any, HubDetr], target: tuple[int, int] | None)
 
 @torch.no_grad()
 def test_panoptic_maps_of_a_padded_batch_are_those_of_its_images(panoptic: tuple[Any, HubDetr]) -> None:
-    """Of logits and masks that the padding leaves alone; the original stretches the padding into its maps."""
-    _, ours = panoptic
-    found = ours(image_batch([(96, 224), (160, 128)]))
-    sizes = [(96, 224), (160, 128)]
+    """Of the same outputs; the original stretches the padding into its maps."""
+    original, ours = panoptic
+    sizes = [(96, 160), (128, 96)]
+    found = ours(image_batch(sizes))
+    assert_same_outputs(found, run_original(original, image_batch(sizes)), PANOPTIC)
     results = PanopticPostprocessor()(found, sizes)
     for i, (height, width) in enumerate(sizes):
         of_image = {"pred_logits": found["pred_logits"][i : i + 1]}
