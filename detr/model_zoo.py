@@ -4,6 +4,7 @@ detr.model_zoo.get("detr_R_50")([{"image": image}])[0]["instances"]
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from detectron2.config import CfgNode
@@ -14,6 +15,8 @@ from detr.engine.defaults import load_config
 from detr.modeling.meta_arch import Detr
 
 __all__ = ["ZooModel", "config_file", "entry", "get", "get_config", "names"]
+
+Model = TypeVar("Model", bound=Detr)
 
 
 def names() -> list[str]:
@@ -39,14 +42,19 @@ def config_file(name: str) -> str:
 
 
 def get(
-    name: str, pretrained: bool = True, device: torch.device | str | None = None, num_classes: int | None = None
-) -> Detr:
+    name: str,
+    pretrained: bool = True,
+    device: torch.device | str | None = None,
+    num_classes: int | None = None,
+    model_class: type[Model] = Detr,  # type: ignore[assignment]
+) -> Model:
     """The model itself, in evaluation mode.
 
     pretrained: with the released weights, which are downloaded the first time; else with random ones
     device: by default the GPU where there is one
     num_classes: another number than the released model's, for fine-tuning; the class head is then re-initialized
         except its no-object row, and a panoptic model returns instances only
+    model_class: ``Detr`` or a subclass of it
 
     Raises InputError for an unknown name, and for weights that cannot be downloaded.
     """
@@ -55,7 +63,7 @@ def get(
         cfg.MODEL.DETR.NUM_CLASSES = num_classes
         cfg.MODEL.DETR.PANOPTIC.ENABLED = False  # whether they are things or stuff is unknown
     cfg.MODEL.DETR.FREEZE_DETR = False
-    model = Detr(cfg)
+    model = model_class(cfg)
     if pretrained:
         DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()

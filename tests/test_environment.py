@@ -185,3 +185,11 @@ def test_a_missing_checkout_of_detectron2_is_reported_before_anything_is_built(t
     assert result.returncode == 2
     assert "is no Detectron2 checkout, a folder with detectron2/__init__.py" in result.stderr.splitlines()[0]
     assert result.stdout == ""
+
+
+def test_the_docker_image_gets_every_script_and_what_its_environment_is_built_from():
+    listed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    scripts = {path.name for path in ROOT.glob("*.py")}
+    read_by_setup = set(re.findall(r'ROOT / "([\w.]+)"', (ROOT / "setup.py").read_text()))
+    assert {"Makefile", "pyproject.toml", "LICENSE", "configs", "tools"} | scripts | read_by_setup <= listed
+    assert all((ROOT / name).exists() for name in listed)
