@@ -15,24 +15,23 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 import detr
 from detr.coco_results import ResultsFile, coco_results
 from detr.errors import INTERRUPTED, InputError, OneLineParser, exit_with_one_line
 from detr.image_inputs import find_images
+from detr.picture_files import choose_targets, choose_video, sheet_path
 from detr.pictures.attention import attention_sheet
 from detr.pictures.drawing import draw_prediction
+from detr.pictures.sheets import save_picture
 from detr.predictor import Predictor
 from detr.streams import Item, detect, detect_with_attention, read_frames, read_images
 
-WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 
 Sink = Callable[[Item, np.ndarray], None]  # takes the drawn picture of an item
@@ -162,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
                     sink(item, draw_prediction(item.image, prediction, predictor.class_names))
                 if args.attention:
                     sheet = attention_sheet(item.image, prediction["attention"], predictor.class_names)
-                    save(sheet, sheet_path(targets[item.number - 1]))
+                    save_picture(sheet, sheet_path(targets[item.number - 1]))
                 if results:
                     names = predictor.class_names, predictor.category_ids
                     results.write(coco_results(prediction["instances"], item.number, item.file_name, *names))
@@ -182,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
 def open_sink(args: argparse.Namespace, targets: list[Path], video: Any, stack: contextlib.ExitStack) -> Sink | None:
     """Where drawn pictures go; None where nobody wants them."""
     if targets:
-        return lambda item, picture: save(picture, targets[item.number - 1])
+        return lambda item, picture: save_picture(picture, targets[item.number - 1])
     if args.output:
         from detr.video import VideoWriter  # an extra
 
@@ -191,15 +190,6 @@ def open_sink(args: argparse.Namespace, targets: list[Path], video: Any, stack: 
         writer = stack.enter_context(VideoWriter(path, video.rate) if video else VideoWriter(path))
         return lambda item, picture: writer.write(picture, item.seconds)
     return None if args.json else open_window(waits=bool(args.input))
-
-
-def save(picture: np.ndarray, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, quality=92)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"the picture {path} cannot be written ({reason}): name another --output") from error
 
 
 def open_window(waits: bool) -> Sink:
@@ -220,51 +210,6 @@ def open_window(waits: bool) -> Sink:
             raise KeyboardInterrupt
 
     return show
-
-
-def choose_video(output: Path, name: str, source: str | None) -> Path:
-    """The video file to write. Raises InputError where it is the input."""
-    path = output if output.suffix and not output.is_dir() else output / f"{name}.mp4"
-    if source and os.path.realpath(path) == os.path.realpath(source):
-        raise InputError(f"--output would write over {source}: name another folder or file")
-    return path
-
-
-def sheet_path(target: Path) -> Path:
-    """Where the sheet of --attention goes, beside a drawn image."""
-    return target.with_name(f"{target.stem}_attention.png")
-
-
-def choose_targets(paths: list[str], output: Path, attention: bool = False) -> list[Path]:
-    """The file to write for each image: no two alike. Raises InputError where one is an input.
-
-    attention: whether a sheet is written beside each
-    """
-    written: set[Path] = set()
-
-    def files(target: Path) -> set[Path]:
-        return {target, sheet_path(target)} if attention else {target}
-
-    if output.suffix.lower() in WRITTEN_SUFFIXES and not output.is_dir():
-        if len(paths) > 1:
-            raise InputError(f"--output {output} is one file, but --input names {len(paths)} images: name a folder")
-        targets, written = [output], files(output)
-    else:
-        if output.exists() and not output.is_dir():
-            raise InputError(f"--output {output} is a file: name a folder")
-        targets = []
-        for path in paths:
-            name = PurePosixPath(urlparse(path).path) if "://" in path else Path(path)
-            suffix = name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".png"
-            target, number = output / (name.stem + suffix), 2
-            while files(target) & written:
-                target, number = output / f"{name.stem}_{number}{suffix}", number + 1
-            targets.append(target)
-            written |= files(target)
-    overwritten = {os.path.realpath(path) for path in paths} & {os.path.realpath(file) for file in written}
-    if overwritten:
-        raise InputError(f"--output would write over {min(overwritten)}: name another folder")
-    return targets
 
 
 if __name__ == "__main__":

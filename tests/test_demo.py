@@ -15,6 +15,7 @@ from PIL import Image
 
 import demo
 from detr.errors import InputError
+from detr.picture_files import choose_targets, choose_video
 from detr.video import VideoReader, VideoWriter
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 from tests.finder import save_finder
@@ -212,24 +213,24 @@ def test_a_missing_package_is_one_line(option, package, extra, finder, tmp_path,
 
 def test_an_input_is_never_written_over(tmp_path):
     with pytest.raises(InputError, match=r"would write over .*x/a\.png"):
-        demo.choose_targets(["y/a.jpg", "x/a.png"], Path("x"))
+        choose_targets(["y/a.jpg", "x/a.png"], Path("x"))
     with pytest.raises(InputError, match="would write over"):
-        demo.choose_targets(["a.png"], Path("a.png"))
+        choose_targets(["a.png"], Path("a.png"))
     with pytest.raises(InputError, match="would write over"):
-        demo.choose_video(Path("x"), "clip", "x/clip.mp4")
+        choose_video(Path("x"), "clip", "x/clip.mp4")
 
 
 def test_every_image_has_a_file_of_its_own():
-    targets = demo.choose_targets(["a/1.jpg", "b/1.jpg", "1_2.jpg", "2.tif", "http://x/3.webp?y=4.png"], Path("out"))
+    targets = choose_targets(["a/1.jpg", "b/1.jpg", "1_2.jpg", "2.tif", "http://x/3.webp?y=4.png"], Path("out"))
     assert targets == [Path("out") / name for name in ("1.jpg", "1_2.jpg", "1_2_2.jpg", "2.png", "3.webp")]
-    assert demo.choose_targets(["1.jpg"], Path("drawn.jpg")) == [Path("drawn.jpg")]
+    assert choose_targets(["1.jpg"], Path("drawn.jpg")) == [Path("drawn.jpg")]
     with pytest.raises(InputError, match=r"--input names 2 images: name a folder"):
-        demo.choose_targets(["1.jpg", "2.jpg"], Path("drawn.jpg"))
+        choose_targets(["1.jpg", "2.jpg"], Path("drawn.jpg"))
 
 
 def test_a_videos_file():
-    assert demo.choose_video(Path("out"), "clip", "in/clip.avi") == Path("out/clip.mp4")
-    assert demo.choose_video(Path("out.mp4"), "clip", None) == Path("out.mp4")
+    assert choose_video(Path("out"), "clip", "in/clip.avi") == Path("out/clip.mp4")
+    assert choose_video(Path("out.mp4"), "clip", None) == Path("out.mp4")
 
 
 @pytest.mark.slow

@@ -183,7 +183,10 @@ class _Grid:
 
 
 def _weights(module: nn.Module, call: _Call, index: int, rows: Tensor | None = None) -> Tensor:
-    """Attention weights (M, R, S) of an image, float32 on the CPU; rows: (R,) of the query's positions, all for None."""
+    """Attention weights (M, R, S) of an image, float32 on the CPU.
+
+    rows: (R,), the positions that are wanted; None for all
+    """
     one = slice(index, index + 1)
     # In the precision of the weights: what autocast would round is only looked at.
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)

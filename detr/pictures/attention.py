@@ -20,7 +20,7 @@ from detr.pictures.drawing import class_color, draw_objects, label_text
 MAX_QUERIES = 12  # on a sheet, those of the best objects
 
 COLORS = "inferno"  # perceptually even: equal steps of the weight look equal
-DARK = 0.35  # of the image's brightness, where nobody looks
+DARK = 0.5  # of the image's brightness, where nobody looks
 POINT = "#00e5ff"
 
 # Sizes in inches.
@@ -93,7 +93,7 @@ def heat(image: np.ndarray, weights: np.ndarray, extent: tuple[float, float]) ->
     height, width = image.shape[:2]
     source = (0, 0, width / extent[0] * weights.shape[1], height / extent[1] * weights.shape[0])
     share = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32))
-    values = np.asarray(share.resize((width, height), Image.Resampling.BILINEAR, box=source))[..., None]
+    values = np.asarray(share.resize((width, height), Image.Resampling.BICUBIC, box=source)).clip(0, 1)[..., None]
     gray = np.asarray(Image.fromarray(image).convert("L"))[..., None] * DARK
     colors = colormaps[COLORS](values[..., 0])[..., :3] * 255
     return np.asarray(gray * (1 - values) + colors * values**0.5).clip(0, 255).astype(np.uint8)
@@ -138,7 +138,7 @@ def _panel(
     axes.imshow(picture, extent=(0, width, height, 0), aspect="auto", interpolation="nearest")
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    text = axes.set_title("\n".join(title.split("\n")), loc="left", fontsize=9, pad=3, parse_math=False)
+    text = axes.set_title(title, loc="left", fontsize=9, pad=3, parse_math=False)
     _shorten(text, axes.get_window_extent().width)
     return axes
 
@@ -166,11 +166,10 @@ def _summary(shown: int, count: int) -> str:
 
 
 def _name_groups(figure: Figure, layout: _Layout) -> None:
-    width, height = layout.figure_size
     for group, name in enumerate(("decoder: queries", "encoder: points")):
         if layout.groups[group]:
             _, bottom, _, share = layout.panel(group, 0)
-            x = (layout.left - 0.07) / width
+            x = (layout.left - 0.07) / layout.figure_size[0]
             figure.text(x, bottom + share, name, rotation=90, ha="right", va="top", fontsize=9, color="#555555")
 
 
