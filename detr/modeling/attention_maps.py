@@ -98,7 +98,7 @@ def attention(
         if points is None:
             chosen = grid.clip(objects[:DEFAULT_POINTS].pred_boxes.get_centers())
         else:
-            chosen = _checked(points[index], objects.image_size, str(x.get("file_name", "the image")))
+            chosen = _checked(points[index], objects.image_size)
         positions = grid.positions(chosen)
         found.append(
             Attention(
@@ -239,12 +239,12 @@ def _choose(layers: nn.ModuleList, indices: Sequence[int], kind: str) -> list[nn
     return [layers[index] for index in indices]
 
 
-def _checked(points: Sequence[Point], image_size: tuple[int, int], where: str) -> Tensor:
+def _checked(points: Sequence[Point], image_size: tuple[int, int]) -> Tensor:
     """(P, 2)"""
     height, width = image_size
     for x, y in points:
         if not (0 <= x <= width and 0 <= y <= height):
-            raise InputError(f"the point {x:g},{y:g} is outside {where}, which has {width} x {height} pixels")
+            raise InputError(f"the point {x:g},{y:g} is outside the image, which has {width} x {height} pixels")
     return torch.tensor(points, dtype=torch.float32).reshape(-1, 2)
 
 

@@ -26,7 +26,8 @@ POINT = "#00e5ff"
 # Sizes in inches.
 PANEL = 2.0  # the square root of a panel's area
 MAX_ASPECT = 5.0  # of a panel, width to height or the other way round
-TITLE, GAP, MARGIN, SIDE, LEGEND = 0.42, 0.12, 0.1, 0.3, 0.5
+MIN_WIDTH = 1.45  # of a column, in which its titles are
+TITLE, GAP, MARGIN, SIDE, LEGEND, LEGEND_WIDTH = 0.42, 0.12, 0.1, 0.3, 0.5, 7.4
 DPI = 100
 SHAPE = 1.5  # width to height of all panels together, roughly
 
@@ -106,14 +107,19 @@ class _Layout:
         """aspect: of the image, width to height; groups: how many panels each has"""
         aspect = min(max(aspect, 1 / MAX_ASPECT), MAX_ASPECT)
         self.groups = groups
-        self.columns = min(max(groups), max(2, round((sum(groups) * SHAPE / aspect) ** 0.5)))
+        width, height = PANEL * aspect**0.5, PANEL / aspect**0.5
+        self.panel_size = width, height
+        self.cell = max(width, MIN_WIDTH) + GAP, height + TITLE
+        double = min(2 + GAP / width, 2 + TITLE / height)
+        self.overview_size = double * width, double * height
+        columns = round((sum(groups) * SHAPE * self.cell[1] / self.cell[0]) ** 0.5)
+        self.columns = min(max(groups), max(columns, 2))
         self.rows = [math.ceil(count / self.columns) if count else 0 for count in groups]
-        self.panel_size = PANEL * aspect**0.5, PANEL / aspect**0.5
-        self.overview_size = 2 * self.panel_size[0] + GAP, 2 * self.panel_size[1] + TITLE
-        self.cell = self.panel_size[0] + GAP, self.panel_size[1] + TITLE
-        self.left = MARGIN + self.overview_size[0] + SIDE  # of the first column
-        width = self.left + self.columns * self.cell[0]
-        self.figure_size = width, max(sum(self.rows), 2) * self.cell[1] + LEGEND
+        self.left = MARGIN + max(self.overview_size[0], MIN_WIDTH) + SIDE  # of the first column
+        self.figure_size = (
+            max(self.left + self.columns * self.cell[0], LEGEND_WIDTH),
+            max(sum(self.rows), 2) * self.cell[1] + LEGEND,
+        )
 
     def overview(self) -> tuple[float, float, float, float]:
         return self.place(MARGIN, TITLE, self.overview_size)
@@ -139,16 +145,15 @@ def _panel(
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     text = axes.set_title(title, loc="left", fontsize=9, pad=3, parse_math=False)
-    _shorten(text, axes.get_window_extent().width)
+    _shorten(text, max(axes.get_window_extent().width, MIN_WIDTH * DPI))
     return axes
 
 
 def _shorten(text: Text, width: float) -> None:
     """Cuts the first line, which has a name of the user's, until it fits; width: in pixels."""
-    first, *others = text.get_text().split("\n")
-    kept = first
-    while len(kept) > 1 and text.get_window_extent().width > width:
-        kept = kept[:-1]
+    kept, *others = text.get_text().split("\n")
+    while len(kept) > 1 and (share := width / text.get_window_extent().width) < 1:
+        kept = kept[: max(int(len(kept) * share), 1)]
         text.set_text("\n".join([kept.rstrip() + "…", *others]))
 
 

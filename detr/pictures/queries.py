@@ -13,11 +13,11 @@ COLUMNS = 5
 PANEL, TITLE, MARGIN, LEGEND = 1.7, 0.28, 0.15, 0.55  # inches
 DPI = 110
 LARGE = 0.6  # of the image's side: from there on a box has its full color
-INK = 400.0  # how many points of the largest size fill a panel
+INK, MIN_POINT, MAX_POINT = 3000, 1.5, 16.0  # square points (1/72 inch): of all centers in a panel, and of one
 EXAMPLES = (  # of the legend: width and height
     (0.05, 0.05, "small"),
     (0.6, 0.15, "large, wide"),
-    (0.15, 0.6, "large, high"),
+    (0.15, 0.6, "large, tall"),
     (0.6, 0.6, "large"),
 )
 
@@ -42,7 +42,7 @@ def query_panels(use: QueryUse, queries: Sequence[int]) -> np.ndarray:
     height = rows * (PANEL + TITLE + MARGIN) + LEGEND
     figure = Figure(figsize=(width, height), dpi=DPI)
     canvas = FigureCanvasAgg(figure)
-    area = min(max(36 * INK / len(use.boxes) / 36, 1.5), 16)
+    area = min(max(INK / len(use.boxes), MIN_POINT), MAX_POINT)
     shares = use.share()
     for index, query in enumerate(queries):
         row, column = divmod(index, columns)
@@ -52,6 +52,7 @@ def query_panels(use: QueryUse, queries: Sequence[int]) -> np.ndarray:
         small_last = np.argsort(-boxes[:, 2:].prod(1))
         axes.scatter(*boxes[small_last, :2].T, s=area, c=box_colors(boxes[small_last, 2:]), linewidths=0, alpha=0.7)
         axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])  # y points down, as in the image
+        axes.spines[:].set_color("#999999")
         axes.set_title(f"query {query}: {shares[query]:.0%}", fontsize=8.5, pad=3)
     legend = figure.add_axes((0, 0, 1, LEGEND / height))
     legend.set(xlim=(0, width), ylim=(0, LEGEND))
