@@ -93,8 +93,10 @@ def heat(image: np.ndarray, weights: np.ndarray, extent: tuple[float, float]) ->
     """
     height, width = image.shape[:2]
     source = (0, 0, width / extent[0] * weights.shape[1], height / extent[1] * weights.shape[0])
-    share = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32))
-    values = np.asarray(share.resize((width, height), Image.Resampling.BICUBIC, box=source)).clip(0, 1)[..., None]
+    map_image = Image.fromarray(weights.astype(np.float32))
+    # Between two large weights, the curve through them is higher than both.
+    smooth = np.asarray(map_image.resize((width, height), Image.Resampling.BICUBIC, box=source))[..., None].clip(0)
+    values = smooth / max(smooth.max(), 1e-12)
     gray = np.asarray(Image.fromarray(image).convert("L"))[..., None] * DARK
     colors = colormaps[COLORS](values[..., 0])[..., :3] * 255
     return np.asarray(gray * (1 - values) + colors * values**0.5).clip(0, 255).astype(np.uint8)
