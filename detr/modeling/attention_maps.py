@@ -80,8 +80,8 @@ def attention(
     if model.training:
         raise InputError("attention is shown in evaluation mode, and the model is in training: call model.eval() first")
     transformer = model.transformer
-    decoder = [layer.multihead_attn for layer in _choose(transformer.decoder.layers, decoder_layers, "decoder")]
-    encoder = [layer.self_attn for layer in _choose(transformer.encoder.layers, encoder_layers, "encoder")]
+    decoder = _choose(transformer.decoder.layers, "multihead_attn", decoder_layers, "decoder")
+    encoder = _choose(transformer.encoder.layers, "self_attn", encoder_layers, "encoder")
     modules = [model.backbone, transformer, model.class_embed, model.bbox_embed, *decoder, *encoder]
     with _recorded(modules) as calls:
         outputs = model(batched_inputs)
@@ -230,13 +230,14 @@ def _objects(
     return Instances(instances.image_size, **fields)
 
 
-def _choose(layers: nn.ModuleList, indices: Sequence[int], kind: str) -> list[nn.Module]:
+def _choose(layers: nn.ModuleList, name: str, indices: Sequence[int], kind: str) -> list[nn.Module]:
+    """The attention of this name in each of the chosen layers."""
     if not len(layers):
         return []
     for index in indices:
         if not -len(layers) <= index < len(layers):
             raise InputError(f"the {kind} has no layer {index}: it has {len(layers)}, numbered from 0")
-    return [layers[index] for index in indices]
+    return [getattr(layers[index], name) for index in indices]
 
 
 def _checked(points: Sequence[Point], image_size: tuple[int, int]) -> Tensor:

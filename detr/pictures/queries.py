@@ -49,8 +49,8 @@ def query_panels(use: QueryUse, queries: Sequence[int]) -> np.ndarray:
         left, top = MARGIN + column * (PANEL + MARGIN), TITLE + row * (PANEL + TITLE + MARGIN)
         axes = figure.add_axes((left / width, 1 - (top + PANEL) / height, PANEL / width, PANEL / height))
         boxes = use.boxes[:, query].numpy()
-        small_last = np.argsort(-boxes[:, 2:].prod(1))
-        axes.scatter(*boxes[small_last, :2].T, s=area, c=box_colors(boxes[small_last, 2:]), linewidths=0, alpha=0.7)
+        boxes = boxes[np.argsort(-boxes[:, 2:].prod(1))]  # small ones over large ones
+        axes.scatter(boxes[:, 0], boxes[:, 1], s=area, c=box_colors(boxes[:, 2:]), linewidths=0, alpha=0.7)
         axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])  # y points down, as in the image
         axes.spines[:].set_color("#999999")
         axes.set_title(f"query {query}: {shares[query]:.0%}", fontsize=8.5, pad=3)
