@@ -6,6 +6,7 @@ python demo.py --model output/mine/model_best.pth --input photos 'more/*.png' --
 python demo.py --model exported_folder --video-input clip.mp4 --output clip_detected.mp4 --batch 8
 python demo.py --config-file configs/COCO-Detection/detr_R_50.yaml --input aerial.jpg --output drawn --tiles 800 \\
     --opts MODEL.WEIGHTS detr://detr_R_50
+python demo.py --model detr_R_50 --input photo.jpg --output predictions --attention
 """
 
 import argparse
@@ -14,26 +15,27 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 import detr
 from detr.coco_results import ResultsFile, coco_results
 from detr.errors import INTERRUPTED, InputError, OneLineParser, exit_with_one_line
 from detr.image_inputs import find_images
+from detr.picture_files import choose_targets, choose_video, sheet_path
+from detr.pictures.attention import attention_sheet
 from detr.pictures.drawing import draw_prediction
+from detr.pictures.sheets import save_picture
 from detr.predictor import Predictor
-from detr.streams import Item, detect, read_frames, read_images
+from detr.streams import Item, detect, detect_with_attention, read_frames, read_images
 
-WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 
 Sink = Callable[[Item, np.ndarray], None]  # takes the drawn picture of an item
+Point = tuple[float, float]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,6 +62,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="PATH",
         help="folder of the drawn images or of the video; for one of them also its file (videos: .mp4)",
     )
+    result.add_argument(
+        "--attention", action="store_true", help="for each image where the model looks, as NAME_attention.png beside it"
+    )
     result.add_argument("--json", metavar="FILE", help="file of the detections, in COCO's results format")
     how = parser.add_argument_group("how")
     how.add_argument(
@@ -72,14 +77,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     how.add_argument(
         "--tiles", type=int, default=0, metavar="N", help="find small objects too, in tiles of N x N pixels"
     )
+    how.add_argument(
+        "--points",
+        nargs="+",
+        type=parse_point,
+        metavar="X,Y",
+        help="pixels whose encoder attention --attention shows (default: the centers of the best objects)",
+    )
     how.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys and values, at the end")
     args, rest = parser.parse_known_args(argv)
     if rest:
         hint = "" if rest[0].startswith("-") else "; config keys go behind --opts"
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+    if args.attention and not (args.input and args.output):
+        parser.error("--attention is for images, and writes beside the drawn ones: name both --input and --output")
+    if args.attention and args.tiles:
+        parser.error("--attention shows where the model looks in a whole image: leave out --tiles")
+    if args.points and not args.attention:
+        parser.error("--points are for --attention, which is missing")
     if not args.model and not args.config_file:
         parser.error("name a model: --model detr_R_50, or a checkpoint, or --config-file with --opts MODEL.WEIGHTS")
     return args
+
+
+def parse_point(text: str) -> Point:
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no point: give X,Y in pixels, as 320,200") from None
+    return x, y
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.tiles:
         import detr.tiles  # noqa: F401  an extra, missed before the model is loaded
     paths = find_images(args.input) if args.input else []
-    targets = choose_targets(paths, Path(args.output)) if args.input and args.output else []
+    targets = choose_targets(paths, Path(args.output), args.attention) if args.input and args.output else []
     with contextlib.ExitStack() as stack:
         video = None
         if args.video_input:
@@ -126,9 +152,16 @@ def main(argv: list[str] | None = None) -> int:
             items = read_frames(camera_frames(), "camera 0")
         count, found, kind, start, status = 0, 0, "objects", time.monotonic(), 0
         try:
-            for item, prediction in detect(predictor, items, args.tiles):
+            if args.attention:
+                detected = detect_with_attention(predictor, items, args.points)
+            else:
+                detected = detect(predictor, items, args.tiles)
+            for item, prediction in detected:
                 if sink:
                     sink(item, draw_prediction(item.image, prediction, predictor.class_names))
+                if args.attention:
+                    sheet = attention_sheet(item.image, prediction["attention"], predictor.class_names)
+                    save_picture(sheet, sheet_path(targets[item.number - 1]))
                 if results:
                     names = predictor.class_names, predictor.category_ids
                     results.write(coco_results(prediction["instances"], item.number, item.file_name, *names))
@@ -148,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
 def open_sink(args: argparse.Namespace, targets: list[Path], video: Any, stack: contextlib.ExitStack) -> Sink | None:
     """Where drawn pictures go; None where nobody wants them."""
     if targets:
-        return lambda item, picture: save(picture, targets[item.number - 1])
+        return lambda item, picture: save_picture(picture, targets[item.number - 1])
     if args.output:
         from detr.video import VideoWriter  # an extra
 
@@ -157,15 +190,6 @@ def open_sink(args: argparse.Namespace, targets: list[Path], video: Any, stack: 
         writer = stack.enter_context(VideoWriter(path, video.rate) if video else VideoWriter(path))
         return lambda item, picture: writer.write(picture, item.seconds)
     return None if args.json else open_window(waits=bool(args.input))
-
-
-def save(picture: np.ndarray, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, quality=92)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"the picture {path} cannot be written ({reason}): name another --output") from error
 
 
 def open_window(waits: bool) -> Sink:
@@ -186,38 +210,6 @@ def open_window(waits: bool) -> Sink:
             raise KeyboardInterrupt
 
     return show
-
-
-def choose_video(output: Path, name: str, source: str | None) -> Path:
-    """The video file to write. Raises InputError where it is the input."""
-    path = output if output.suffix and not output.is_dir() else output / f"{name}.mp4"
-    if source and os.path.realpath(path) == os.path.realpath(source):
-        raise InputError(f"--output would write over {source}: name another folder or file")
-    return path
-
-
-def choose_targets(paths: list[str], output: Path) -> list[Path]:
-    """The file to write for each image: no two alike. Raises InputError where one is an input."""
-    if output.suffix.lower() in WRITTEN_SUFFIXES and not output.is_dir():
-        if len(paths) > 1:
-            raise InputError(f"--output {output} is one file, but --input names {len(paths)} images: name a folder")
-        targets = [output]
-    else:
-        if output.exists() and not output.is_dir():
-            raise InputError(f"--output {output} is a file: name a folder")
-        targets, taken = [], set()
-        for path in paths:
-            name = PurePosixPath(urlparse(path).path) if "://" in path else Path(path)
-            suffix = name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".png"
-            target, number = output / (name.stem + suffix), 2
-            while target in taken:
-                target, number = output / f"{name.stem}_{number}{suffix}", number + 1
-            targets.append(target)
-            taken.add(target)
-    overwritten = {os.path.realpath(path) for path in paths} & {os.path.realpath(target) for target in targets}
-    if overwritten:
-        raise InputError(f"--output would write over {min(overwritten)}: name another folder")
-    return targets
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ instances = predictor("photo.jpg")
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from detr import image_inputs
+from detr.batches import Output, run_in_batches
 from detr.checkpoint import DetrCheckpointer, read_card
 from detr.config import check_names
 from detr.data.metadata import class_names
@@ -26,11 +27,12 @@ from detr.engine.defaults import check_weights, check_whole
 from detr.errors import InputError
 from detr.image_inputs import ImageInput
 from detr.model_config import config_of
+from detr.modeling.attention_maps import Attention, Point, attention
 from detr.modeling.card import HasCard
-from detr.modeling.postprocessing import Postprocessor
+from detr.modeling.meta_arch import Detr
+from detr.modeling.postprocessing import Postprocessor, box_instances
 
 DEFAULT_THRESHOLD = 0.5
-BATCHES_AHEAD = 4  # for how many batches an image may wait for others of its size
 
 
 class Predictor:
@@ -123,35 +125,58 @@ class Predictor:
         """Detectron2's output of each image, in the order of the images, while they are read.
 
         images: paths, URLs, images of PIL's, or arrays (H, W, 3) uint8; an iterator of any length. At most
-            ``BATCHES_AHEAD`` batches are kept in memory
+            ``detr.batches.BATCHES_AHEAD`` batches are kept in memory
         color: of arrays, "RGB" or "BGR"
 
         Yields dicts on the CPU: ``instances`` as ``__call__`` describes them, and where the model has it
         ``panoptic_seg``, ids (H, W) int32 with a list of segments. Raises InputError for an image that cannot be read.
         """
-        waiting: dict[tuple[int, ...], list[tuple[int, dict[str, Any]]]] = {}  # oldest first, by the images' size
-        done: dict[int, dict[str, Any]] = {}
-        due = 0  # the image whose output is to be yielded next
+        return self._in_batches(images, color, self._run)
 
-        def run(group: list[tuple[int, dict[str, Any]]]) -> None:
-            outputs = self._run([x for _, x in group])
-            done.update(zip((index for index, _ in group), outputs, strict=True))
+    def predict_queries(self, images: Iterable[ImageInput], *, color: str | None = None) -> Iterator[Instances]:
+        """What each of the Q object queries predicts in each image, however low its score, in the order of the queries.
 
-        for index, image in enumerate(images):
-            x = self._prepare(image, color)
-            size = tuple(x["image"].shape)
-            waiting.setdefault(size, []).append((index, x))
-            if len(waiting[size]) == self.batch_size:
-                run(waiting.pop(size))
-            elif index - due + 1 >= BATCHES_AHEAD * self.batch_size:
-                run(waiting.pop(next(iter(waiting))))
-            while due in done:
-                yield done.pop(due)
-                due += 1
-        for group in waiting.values():
-            run(group)
-        for due in sorted(done):
-            yield done[due]
+        images, color: as for ``predict``
+
+        Yields Instances on the CPU with ``pred_boxes`` xyxy in pixels of the image, ``scores`` and ``pred_classes``.
+        Raises InputError as ``predict``, and for an exported model.
+        """
+        if not isinstance(self.model, Detr):
+            raise InputError(
+                f"a {type(self.model).__name__} does not tell what each query predicts: name the checkpoint of a Detr, "
+                "as the one that it was exported from"
+            )
+        return self._in_batches(images, color, self._run_queries)
+
+    def attention(
+        self,
+        image: ImageInput,
+        *,
+        color: str | None = None,
+        points: Sequence[Point] | None = None,
+        decoder_layers: Sequence[int] = (-1,),
+        encoder_layers: Sequence[int] = (-1,),
+    ) -> Attention:
+        """Where the model looks in one image, with what ``predict`` yields for it as ``output``.
+
+        image, color: as for ``predict``; points: x and y in pixels of the image; all else as in ``attention_maps``
+
+        Raises InputError as ``predict`` and ``attention_maps.attention``.
+        """
+        found = attention(
+            self.model,
+            [self._prepare(image, color)],
+            points=None if points is None else [points],
+            threshold=self.threshold,
+            decoder_layers=decoder_layers,
+            encoder_layers=encoder_layers,
+        )[0]
+        return dataclasses.replace(found, output=self._finish(found.output))
+
+    def _in_batches(
+        self, images: Iterable[ImageInput], color: str | None, run: Callable[[list[dict[str, Any]]], Sequence[Output]]
+    ) -> Iterator[Output]:
+        return run_in_batches((self._prepare(image, color) for image in images), run, self.batch_size)
 
     def _prepare(self, image: ImageInput, color: str | None) -> dict[str, Any]:
         """What the mapper makes of a dataset dict in evaluation."""
@@ -166,6 +191,12 @@ class Predictor:
         with torch.no_grad():
             outputs = self.model(batch)
         return [self._finish(output) for output in outputs]
+
+    @torch.no_grad()
+    def _run_queries(self, batch: list[dict[str, Any]]) -> list[Instances]:
+        outputs = self.model.forward_network(self.model.preprocess(batch), return_intermediate=False)
+        found = zip(outputs.logits[-1], outputs.boxes[-1], batch, strict=True)
+        return [box_instances(logits, boxes, (x["height"], x["width"])).to("cpu") for logits, boxes, x in found]
 
     def _finish(self, output: dict[str, Any]) -> dict[str, Any]:
         instances = output["instances"].to("cpu")

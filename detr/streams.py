@@ -9,6 +9,7 @@ import numpy as np
 
 from detr import image_inputs
 from detr.errors import InputError
+from detr.modeling.attention_maps import Point
 from detr.predictor import Predictor
 
 
@@ -65,3 +66,18 @@ def detect(predictor: Predictor, items: Iterable[Item], tile: int = 0) -> Iterat
 
     for output in predictor.predict(images(), color="RGB"):
         yield waiting.popleft(), output
+
+
+def detect_with_attention(
+    predictor: Predictor, items: Iterable[Item], points: Sequence[Point] | None = None
+) -> Iterator[tuple[Item, dict[str, Any]]]:
+    """As ``detect``, one image at a time; each output has an ``attention`` besides (see ``Predictor.attention``).
+
+    points: x and y in pixels of every image, or None for the centers of the best objects
+    """
+    for item in items:
+        try:
+            found = predictor.attention(item.image, color="RGB", points=points)
+        except InputError as error:
+            raise InputError(f"{item.file_name}: {error}") from error
+        yield item, {**found.output, "attention": found}

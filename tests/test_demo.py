@@ -15,6 +15,7 @@ from PIL import Image
 
 import demo
 from detr.errors import InputError
+from detr.picture_files import choose_targets, choose_video
 from detr.video import VideoReader, VideoWriter
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 from tests.finder import save_finder
@@ -155,9 +156,40 @@ def test_panoptic_maps_are_drawn(tmp_path, capsys):
     assert abs(np.asarray(Image.open(output)).astype(int) - 90).max() > 20
 
 
+def test_attention_is_drawn_beside_the_image(options, tmp_path, capsys):
+    save_image(tmp_path / "a.jpg")
+    args = ["--input", tmp_path / "a.jpg", "--output", tmp_path / "out", "--confidence-threshold", 0.3, "--attention"]
+    assert demo.main(options(*args, "--points", "3,4", "89.5,69")) == 0
+    assert capsys.readouterr().out.startswith("1 image, 20 objects, ")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg", "a_attention.png"]
+    with Image.open(tmp_path / "out" / "a_attention.png") as sheet:
+        assert sheet.width > 1000
+    with pytest.raises(InputError, match=r"a\.jpg: the point 91,3 is outside the image, which has 90 x 70 pixels"):
+        demo.main(options(*args, "--points", "91,3"))
+
+
+def test_an_exported_model_has_no_attention(tmp_path):
+    from tests.export.conftest import run, save_lively
+
+    opts, _ = save_lively(QUICKSTART, tmp_path, TINY)
+    run(QUICKSTART, "torchscript", tmp_path / "exported", opts)
+    save_image(tmp_path / "a.png")
+    names = "--model", tmp_path / "exported", "--input", tmp_path / "a.png", "--output", tmp_path / "out"
+    with pytest.raises(InputError, match=r"ExportedDetr cannot be shown, .* name the checkpoint"):
+        demo.main([*map(str, names), "--attention"])
+
+
+ATTENTION = ["--model", "m", "--attention"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        ([*ATTENTION, "--video-input", "a.mp4", "--output", "out"], "--attention is for images"),
+        ([*ATTENTION, "--input", "a.jpg"], "name both --input and --output"),
+        ([*ATTENTION, "--input", "a.jpg", "--output", "out", "--tiles", "80"], "leave out --tiles"),
+        (["--model", "m", "--input", "a.jpg", "--points", "1,2"], "--points are for --attention"),
+        ([*ATTENTION, "--input", "a.jpg", "--output", "out", "--points", "1;2"], "'1;2' is no point: give X,Y"),
         (["--input", "a.jpg"], "name a model: --model detr_R_50"),
         (["--model", "detr_R_50"], "--input --video-input --webcam is required"),
         (["--model", "detr_R_50", "--input", "a.jpg", "--batch", "x"], "invalid int value: 'x'"),
@@ -212,24 +244,30 @@ def test_a_missing_package_is_one_line(option, package, extra, finder, tmp_path,
 
 def test_an_input_is_never_written_over(tmp_path):
     with pytest.raises(InputError, match=r"would write over .*x/a\.png"):
-        demo.choose_targets(["y/a.jpg", "x/a.png"], Path("x"))
+        choose_targets(["y/a.jpg", "x/a.png"], Path("x"))
     with pytest.raises(InputError, match="would write over"):
-        demo.choose_targets(["a.png"], Path("a.png"))
+        choose_targets(["a.png"], Path("a.png"))
+    with pytest.raises(InputError, match=r"would write over .*b_attention\.png"):
+        choose_targets(["b_attention.png"], Path("b.png"), attention=True)
     with pytest.raises(InputError, match="would write over"):
-        demo.choose_video(Path("x"), "clip", "x/clip.mp4")
+        choose_video(Path("x"), "clip", "x/clip.mp4")
 
 
 def test_every_image_has_a_file_of_its_own():
-    targets = demo.choose_targets(["a/1.jpg", "b/1.jpg", "1_2.jpg", "2.tif", "http://x/3.webp?y=4.png"], Path("out"))
+    targets = choose_targets(["a/1.jpg", "b/1.jpg", "1_2.jpg", "2.tif", "http://x/3.webp?y=4.png"], Path("out"))
     assert targets == [Path("out") / name for name in ("1.jpg", "1_2.jpg", "1_2_2.jpg", "2.png", "3.webp")]
-    assert demo.choose_targets(["1.jpg"], Path("drawn.jpg")) == [Path("drawn.jpg")]
+    assert choose_targets(["1.jpg"], Path("drawn.jpg")) == [Path("drawn.jpg")]
+    targets = choose_targets(
+        ["1.jpg", "1.png", "1_attention.png"], Path("out"), attention=True
+    )  # 1_attention.png is taken
+    assert targets == [Path("out") / name for name in ("1.jpg", "1_2.png", "1_attention_2.png")]
     with pytest.raises(InputError, match=r"--input names 2 images: name a folder"):
-        demo.choose_targets(["1.jpg", "2.jpg"], Path("drawn.jpg"))
+        choose_targets(["1.jpg", "2.jpg"], Path("drawn.jpg"))
 
 
 def test_a_videos_file():
-    assert demo.choose_video(Path("out"), "clip", "in/clip.avi") == Path("out/clip.mp4")
-    assert demo.choose_video(Path("out.mp4"), "clip", None) == Path("out.mp4")
+    assert choose_video(Path("out"), "clip", "in/clip.avi") == Path("out/clip.mp4")
+    assert choose_video(Path("out.mp4"), "clip", None) == Path("out.mp4")
 
 
 @pytest.mark.slow

@@ -158,7 +158,8 @@ def box_instances(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> Insta
     size: (height, width) of the output in pixels
 
     Returns Instances with ``pred_boxes`` xyxy in pixels (not clipped, as in the original), ``scores`` in
-    [0, 1] and ``pred_classes`` in [0, K): the best class per query besides no-object (paper, sec. 4).
+    [0, 1] and ``pred_classes`` in [0, K): the best class per query besides no-object (paper, sec. 4); and
+    ``pred_queries`` in [0, Q), the query of each.
     """
     height, width = size
     scores, classes = logits.float().softmax(-1)[:, :-1].max(-1)
@@ -168,6 +169,7 @@ def box_instances(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> Insta
         pred_boxes=Boxes(box_convert(boxes, "cxcywh", "xyxy") * scale),
         scores=scores,
         pred_classes=classes,
+        pred_queries=torch.arange(len(scores), device=scores.device),
     )
 
 

@@ -1,6 +1,8 @@
 """Sheets of pictures: what a network is shown in training, and predictions beside ground truth."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from detr.data.images import read_image
 from detr.data.loading import load_dataset
 from detr.data.metadata import class_names, is_panoptic
 from detr.data.panoptic_mapper import read_segment_ids
+from detr.errors import InputError
 from detr.pictures.drawing import draw_instances, draw_objects, draw_segments, label_text
 
 PICTURES = 8  # on a sheet
@@ -147,5 +150,11 @@ def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return canvas
 
 
-def save_picture(picture: np.ndarray, path: str) -> None:
-    Image.fromarray(picture).save(path)
+def save_picture(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """picture: (H, W, 3) uint8, RGB. Raises InputError where it cannot be written, or not in a format of that name."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path, quality=92)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"the picture {path} cannot be written ({reason}): name another --output") from error
