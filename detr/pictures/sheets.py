@@ -78,7 +78,7 @@ def draw_targets(x: dict[str, Any], image_format: str, names: Names) -> np.ndarr
     classes = targets.gt_classes.tolist()
     masks = targets.gt_masks.tensor if targets.has("gt_masks") else None
     labels = [label_text(index, names) for index in classes]
-    return draw_objects(image, targets.gt_boxes.tensor.numpy(), classes, labels, masks, _scale(image))
+    return draw_objects(image, targets.gt_boxes.tensor.numpy(), classes, labels, masks, picture_scale(image))
 
 
 def truth_beside_detections(
@@ -96,11 +96,11 @@ def truth_beside_detections(
     truth = [BoxMode.convert(obj["bbox"], obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in objects]
     classes = [obj["category_id"] for obj in objects]
     labels = [label_text(index, names) for index in classes]
-    left = draw_objects(image, np.array(truth).reshape(-1, 4), classes, labels, scale=_scale(image))
+    left = draw_objects(image, np.array(truth).reshape(-1, 4), classes, labels, scale=picture_scale(image))
     detections = detections.to("cpu")
-    right = draw_instances(image, detections[detections.scores >= threshold], names, _scale(image))
+    right = draw_instances(image, detections[detections.scores >= threshold], names, picture_scale(image))
     captions = ("ground truth", f"predictions, scores of {threshold:.2f} or more")
-    return sheet([_captioned(left, captions[0]), _captioned(right, captions[1])], columns=2)
+    return sheet([captioned(left, captions[0]), captioned(right, captions[1])], columns=2)
 
 
 def truth_beside_panoptic(
@@ -115,18 +115,18 @@ def truth_beside_panoptic(
     truth, predicted: segment ids (H, W), and a dict per segment with "id" and "category_id"
     names: of things and stuff
     """
-    left = draw_segments(image, torch.from_numpy(truth[0].astype(np.int32)), truth[1], names, _scale(image))
-    right = draw_segments(image, predicted[0].cpu(), predicted[1], names, _scale(image))
-    return sheet([_captioned(left, "ground truth"), _captioned(right, "predicted panoptic map")], columns=2)
+    left = draw_segments(image, torch.from_numpy(truth[0].astype(np.int32)), truth[1], names, picture_scale(image))
+    right = draw_segments(image, predicted[0].cpu(), predicted[1], names, picture_scale(image))
+    return sheet([captioned(left, "ground truth"), captioned(right, "predicted panoptic map")], columns=2)
 
 
-def _scale(image: np.ndarray) -> float:
+def picture_scale(image: np.ndarray) -> float:
     """Of a picture to its image, so that its shorter side is in a range that fits a sheet."""
     side = min(image.shape[:2])
     return min(max(1.0, MIN_SHOWN_SIDE / side), MAX_SHOWN_SIDE / side)
 
 
-def _captioned(picture: np.ndarray, text: str) -> np.ndarray:
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
     strip = Image.new("RGB", (picture.shape[1], CAPTION), "white")
     ImageDraw.Draw(strip).text((4, 2), text, fill="black", font_size=CAPTION - 8)
     return np.concatenate([np.asarray(strip), picture])
