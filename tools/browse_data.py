@@ -76,8 +76,8 @@ def find_data(args: argparse.Namespace) -> tuple[CfgNode, tuple[str, ...]]:
     cfg = load_config(args.config_file or model_zoo.config_file(BASE_MODEL), args.opts)
     if not is_detr(cfg):
         raise InputError(
-            f"{args.config_file} is of a {cfg.MODEL.META_ARCHITECTURE}, which has Detectron2's mapper: use Detectron2's "
-            "tools/visualize_data.py"
+            f"{args.config_file} is of a {cfg.MODEL.META_ARCHITECTURE}, whose images Detectron2's mapper makes: use "
+            "Detectron2's tools/visualize_data.py"
         )
     if args.data:
         register_any(NAME, args.data, args.split if len(recognize(args.data).splits) > 1 else "")

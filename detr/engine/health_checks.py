@@ -79,8 +79,8 @@ def _losses(sums: Sums, steps: int, losses: Sequence[float], rate: str) -> dict[
         }
     if last > FLAT * first and min(sums.iou, sums.right) < GOOD * sums.matched:
         return {
-            "loss": f"nothing is learned: {numbers}. Raise {rate} or its warm-up's end (SOLVER.WARMUP_ITERS), and "
-            "check that the parameters to train are not frozen (MODEL.BACKBONE.FREEZE_AT)"
+            "loss": f"nothing is learned: {numbers}. Raise {rate}; SOLVER.WARMUP_ITERS may keep it low for too long. "
+            "Or are the parameters frozen?"
         }
     return {}
 
@@ -93,8 +93,8 @@ def _classes(sums: Sums) -> dict[str, str]:
     if right >= above_chance(most):
         return {}
     return {
-        "classes": f"boxes are learned and classes are not: boxes have a mean IoU of {sums.iou / sums.matched:.2f} with "
-        f"their objects, but {right:.0%} of the classes are right, where {most:.0%} would be if all were the most "
+        "classes": f"boxes are learned and classes are not: the boxes have a mean IoU of {sums.iou / sums.matched:.2f} "
+        f"with their objects, but {right:.0%} of the classes are right, and {most:.0%} would be if all were the most "
         "frequent one. Look at the labels: tools/browse_data.py draws them"
     }
 
@@ -107,9 +107,9 @@ def _stability(sums: Sums, rate: str) -> dict[str, str]:
     if share >= above_chance(chance):
         return {}
     return {
-        "stability": f"the matching has not settled: {share:.0%} of the objects have the query that they had when their "
-        f"image was seen before, {chance:.0%} by chance. Lower {rate}, train longer, or stabilize it with "
-        "MODEL.DETR.DENOISING.ENABLED True"
+        "stability": f"the matching has not settled: {share:.0%} of the objects have the query that they had when "
+        f"their image was seen before, and {chance:.0%} would by chance. Lower {rate}, train longer, or stabilize it "
+        "with MODEL.DETR.DENOISING.ENABLED True"
     }
 
 
