@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from detr import Detr
 from detr.engine import health_checks
 from detr.engine.health import HealthHook, MatchingObserver
-from detr.engine.matching_statistics import DEAD, EPOCHS, IOU, LAYERS, NO_OBJECT
+from detr.engine.matching_statistics import DEAD, EPOCHS, IOU, LAYERS, NO_OBJECT, Sums
 from detr.engine.trainer import Trainer
 from detr.modeling.matcher import Targets
 from tests.conftest import TRAINING_QUERIES, make_input, with_masks
@@ -148,7 +149,8 @@ IMAGES, QUERIES, CLASSES = 8, 20, 4
 def outputs(generator, right=True, objects=True, query=None):
     """Logits and boxes of a model that has learned to find two objects of each image, and the targets.
 
-    right: classes, else random ones; objects: whether any is predicted; query: half the number of the first object's, random by default
+    right: classes, else random ones; objects: whether any is predicted
+    query: half the number of the first object's, random by default
     """
     labels = torch.randint(0, CLASSES, (2 * IMAGES,), generator=generator)
     truth = torch.tensor([[0.25, 0.5, 0.3, 0.3], [0.75, 0.5, 0.3, 0.3]]).repeat(IMAGES, 1)
@@ -192,11 +194,48 @@ def test_what_is_wrong_with_the_matching(fault, warned, tiny_config, caplog):
     assert early.keys() == warned - {"dead queries", "stability"}
 
 
-@pytest.mark.parametrize(("rate", "text"), [(0.0, "nothing is learned"), (1.0, "the loss has risen")])
+def sums_of(iou, right):
+    """Of 100 matched objects; shares."""
+    sums = Sums(QUERIES, CLASSES, objects=100, predicted=100, matched=100, named=100, right=round(100 * right))
+    sums.iou = 100 * iou
+    return sums
+
+
+@pytest.mark.parametrize(
+    ("losses", "model", "warned"),
+    [
+        ([10.0] * 100 + [10.1] * 400, (0.1, 0.1), "nothing is learned: total_loss was 10.00 at first and is 10.10"),
+        ([10.0] * 100 + [10.1] * 400, (0.9, 0.1), "nothing is learned"),
+        ([10.0] * 100 + [10.1] * 400, (0.9, 0.9), None),  # weights that were trained before
+        ([10.0] * 100 + [9.0] * 400, (0.1, 0.1), None),
+        ([10.0] * 100 + [13.0] * 400, (0.9, 0.9), "the loss has risen"),
+        ([10.0] * 100 + [math.nan] * 400, (0.1, 0.1), "the loss has risen"),
+        ([], (0.1, 0.1), None),  # a resumed training
+    ],
+)
+def test_what_is_wrong_with_the_losses(losses, model, warned):
+    arguments = {"steps": 200, "losses": losses, "dead": None, "progress": 0.1, "learning_rate": 0.5}
+    found = health_checks.health_warnings(sums_of(*model), **arguments)
+    assert found.keys() == ({"loss"} if warned else set())
+    if warned:
+        assert warned in found["loss"]
+        assert "the learning rate is 0.5 now" in found["loss"]
+
+
+@pytest.mark.parametrize(("rate", "text"), [(1e-9, "nothing is learned"), (0.1, "nearly all queries answer no-object")])
 def test_a_learning_rate_that_cannot_work(rate, text, shapes_root, run_config, caplog):
-    settings = {"SOLVER.MAX_ITER": 60, "SOLVER.WARMUP_ITERS": 0, "SOLVER.IMS_PER_BATCH": 8}
     with caplog.at_level(logging.WARNING):
-        train(run_config({**settings, "SOLVER.BASE_LR": rate}), steps=20)
-    (warning,) = [x for x in caplog.records if x.name == "detr.engine.health"]  # once
-    assert text in warning.getMessage()
-    assert f"the learning rate is {rate:.2g} now" in warning.getMessage()
+        train(run_config({"SOLVER.MAX_ITER": 40, "SOLVER.WARMUP_ITERS": 0, "SOLVER.BASE_LR": rate}), steps=20)
+    warnings = [x.getMessage() for x in caplog.records if x.name == "detr.engine.health"]
+    assert [text in x for x in warnings] == [True]  # once, at two checks
+
+
+def test_a_training_that_is_resumed_begins_anew(shapes_root, run_config):
+    cfg = run_config({"SOLVER.MAX_ITER": 2})
+    train(cfg)
+    cfg.SOLVER.MAX_ITER = 4
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    assert trainer.start_iter == 2
+    assert {i for _, i in trainer.storage.history(NO_OBJECT).values()} == {2, 3}

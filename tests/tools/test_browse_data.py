@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from detr.data.images import read_image
 from detr.errors import InputError
 from detr.pictures.browsing import view_annotations
 from tests.conftest import QUICKSTART, ROOT
@@ -22,7 +23,7 @@ def browse(capsys, folder, *options):
     """The lines of the images, and the sheets."""
     browse_data.main([*options, "--output", str(folder)])
     lines = [match.groups() for match in map(LINE.fullmatch, capsys.readouterr().out.splitlines()) if match]
-    return lines, {path.name: np.asarray(Image.open(path)) for path in sorted(folder.iterdir())}
+    return lines, {path.name: read_image(str(path), "RGB") for path in sorted(folder.iterdir())}
 
 
 def annotated(root, split):
@@ -66,7 +67,7 @@ def test_a_folder_with_a_broken_image(shapes_root, tmp_path, capsys, registered)
     printed = capsys.readouterr().out
     assert re.search(rf"^ +1  error: cannot read the image .*{names[1]}", printed, re.MULTILINE)
     assert "3 of the 16 images" in printed
-    assert Image.open(tmp_path / "out" / "train_00000.png").size[1] > 300
+    assert read_image(str(tmp_path / "out" / "train_00000.png"), "RGB").shape[0] > 300
 
 
 @pytest.mark.parametrize(
