@@ -44,9 +44,8 @@ def summary(runs: dict[str, Metrics]) -> str:
     headers, rows = ["run", "iterations", "loss"], []
     results = {key: label for key, label in RESULTS.keys.items() if any(curves_of(key, x) for x in runs.values())}
     for name, metrics in runs.items():
-        iterations = max(i for curve in metrics.values() for i in curve) + 1
-        losses = list(metrics.get("total_loss", {}).values())
-        row = [name, iterations, f"{losses[-1]:.2f}" if losses else None]
+        losses = metrics.get("total_loss", {})  # the last evaluation counts as one iteration later
+        row = [name, *((max(losses) + 1, f"{losses[max(losses)]:.2f}") if losses else (None, None))]
         for key in results:
             points = [(y, i) for _, curve in curves_of(key, metrics) for i, y in curve.items() if not math.isnan(y)]
             row.append("{:.1f} at {}".format(*max(points)) if points else None)

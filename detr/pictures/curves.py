@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from detr.errors import InputError
 from detr.pictures.metrics_files import Metrics, read_metrics
 
-FEW = 40  # points, up to which they are marked; a line hides them where there are many
+FEW = 12  # points, up to which they are marked; a line hides them where there are many
 SPIKE = 30.0  # a value, relative to the curve's median, from which the axis is logarithmic
 MAX_COLUMNS = 4
 MARGIN = 1.02  # of an axis, so that what is at its top can be seen
@@ -40,7 +40,7 @@ PANELS = (
     LOSSES,
     RESULTS,
     Panel("learning rate", {"lr": ""}),
-    Panel("matched queries", {"class_error": "wrong classes, in percent"}, 100),
+    Panel("wrong classes of matched queries, in percent", {"class_error": ""}, 100),
     Panel("IoU of matched boxes", {"health/matched_iou": ""}, 1),
     Panel("share of queries", {"health/no_object": "no-object", "health/dead_queries": "idle"}, 1),
     Panel(

@@ -131,7 +131,7 @@ def test_the_command_draws_two_runs_and_sums_them_up(tmp_path, capsys):
     plot_metrics.main([str(tmp_path / "detr"), mask_rcnn, "--output", str(tmp_path / "both.png")])
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines()]
-    assert ["detr", "60", "2.00", "30.0", "at", "39"] in rows
+    assert ["detr", "40", "2.00", "30.0", "at", "39"] in rows
     assert ["rcnn", "40", "1.25", "-"] in rows
     assert width(tmp_path / "both.png") > 300
     with pytest.raises(InputError, match="the same run is named twice"):
