@@ -28,7 +28,7 @@ from detr.engine.registration import register_datasets
 from detr.errors import InputError, OneLineParser, exit_with_one_line
 from detr.finetuning import BASE_MODEL
 from detr.pictures.browsing import Item, View, has_segmentation, title, view_annotations, view_targets
-from detr.pictures.sheets import PICTURES, save_picture, sheet
+from detr.pictures.sheets import PICTURES, captioned, save_picture, sheet
 
 NAME = "browsed"  # as the data set of --data is registered
 COLUMNS = 4
@@ -120,7 +120,7 @@ def write_page(page: list[tuple[int, Item]], view: Callable[[int, Item], View], 
         except InputError as error:
             print(f"{index:6}  error: {error}")
             continue
-        pictures.append(drawn.captioned(title(index, x, drawn)))
+        pictures.append(captioned(drawn.picture, title(index, x, drawn)))
         print(f"{index:6}  {x['file_name']}: {drawn.line()}")
     if not pictures:
         return

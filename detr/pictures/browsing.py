@@ -15,7 +15,9 @@ from detr.data.images import read_image
 from detr.data.masks import rasterize
 from detr.data.panoptic_mapper import read_segment_ids
 from detr.pictures.drawing import draw_objects, draw_segments, label_text
-from detr.pictures.sheets import Names, captioned, draw_targets, picture_scale
+from detr.pictures.sheets import Names, draw_targets
+
+LONGER_SIDE = 600  # pixels of a picture
 
 Item = dict[str, Any]
 
@@ -34,10 +36,6 @@ class View:
         objects = f"{len(self.labels)} object{'' if len(self.labels) == 1 else 's'}"
         return f"{self.size[1]} x {self.size[0]}, {objects}{': ' if counts else ''}{counts}"
 
-    def captioned(self, title: str) -> np.ndarray:
-        """The picture with its title above; (H, W, 3) uint8."""
-        return captioned(self.picture, title)
-
 
 def view_targets(x: Item, mapper: Callable[[Item], Item], image_format: str, names: Names, seed: int) -> View:
     """An image as a mapper makes it for training.
@@ -49,7 +47,8 @@ def view_targets(x: Item, mapper: Callable[[Item], Item], image_format: str, nam
     made = mapper(x)
     targets = made["instances"]
     labels = [label_text(index, names) for index in targets.gt_classes.tolist()]
-    return View(draw_targets(made, image_format, names), targets.image_size, labels)
+    picture = draw_targets(made, image_format, names, LONGER_SIDE / max(targets.image_size))
+    return View(picture, targets.image_size, labels)
 
 
 def view_annotations(x: Item, names: Names) -> View:
@@ -58,7 +57,7 @@ def view_annotations(x: Item, names: Names) -> View:
     Raises InputError for files that cannot be read.
     """
     image = read_image(x["file_name"], "RGB")
-    size, scale = image.shape[:2], picture_scale(image)
+    size, scale = image.shape[:2], LONGER_SIDE / max(image.shape[:2])
     objects: Sequence[Item] = x["segments_info"] if "segments_info" in x else x.get("annotations", [])
     labels = [label_text(obj["category_id"], names) + (" (crowd)" if obj.get("iscrowd") else "") for obj in objects]
     if "segments_info" in x:

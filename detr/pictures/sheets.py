@@ -71,14 +71,19 @@ def _busy(dicts: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     return (busy + [x for x in dicts if len(x[key]) <= 1])[:PICTURES]
 
 
-def draw_targets(x: dict[str, Any], image_format: str, names: Names) -> np.ndarray:
-    """x: as ``DetrDatasetMapper`` returns it in training; image_format: as INPUT.FORMAT. The picture, RGB."""
+def draw_targets(x: dict[str, Any], image_format: str, names: Names, scale: float | None = None) -> np.ndarray:
+    """The picture (H', W', 3) uint8, RGB.
+
+    x: as ``DetrDatasetMapper`` returns it in training; image_format: as INPUT.FORMAT
+    scale: of the picture to the image; by default as it fits a sheet
+    """
     image = np.ascontiguousarray(convert_image_to_rgb(x["image"].permute(1, 2, 0), image_format)).astype(np.uint8)
     targets = x["instances"]
     classes = targets.gt_classes.tolist()
     masks = targets.gt_masks.tensor if targets.has("gt_masks") else None
     labels = [label_text(index, names) for index in classes]
-    return draw_objects(image, targets.gt_boxes.tensor.numpy(), classes, labels, masks, picture_scale(image))
+    scale = _scale(image) if scale is None else scale
+    return draw_objects(image, targets.gt_boxes.tensor.numpy(), classes, labels, masks, scale)
 
 
 def truth_beside_detections(
@@ -96,9 +101,9 @@ def truth_beside_detections(
     truth = [BoxMode.convert(obj["bbox"], obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in objects]
     classes = [obj["category_id"] for obj in objects]
     labels = [label_text(index, names) for index in classes]
-    left = draw_objects(image, np.array(truth).reshape(-1, 4), classes, labels, scale=picture_scale(image))
+    left = draw_objects(image, np.array(truth).reshape(-1, 4), classes, labels, scale=_scale(image))
     detections = detections.to("cpu")
-    right = draw_instances(image, detections[detections.scores >= threshold], names, picture_scale(image))
+    right = draw_instances(image, detections[detections.scores >= threshold], names, _scale(image))
     captions = ("ground truth", f"predictions, scores of {threshold:.2f} or more")
     return sheet([captioned(left, captions[0]), captioned(right, captions[1])], columns=2)
 
@@ -115,12 +120,12 @@ def truth_beside_panoptic(
     truth, predicted: segment ids (H, W), and a dict per segment with "id" and "category_id"
     names: of things and stuff
     """
-    left = draw_segments(image, torch.from_numpy(truth[0].astype(np.int32)), truth[1], names, picture_scale(image))
-    right = draw_segments(image, predicted[0].cpu(), predicted[1], names, picture_scale(image))
+    left = draw_segments(image, torch.from_numpy(truth[0].astype(np.int32)), truth[1], names, _scale(image))
+    right = draw_segments(image, predicted[0].cpu(), predicted[1], names, _scale(image))
     return sheet([captioned(left, "ground truth"), captioned(right, "predicted panoptic map")], columns=2)
 
 
-def picture_scale(image: np.ndarray) -> float:
+def _scale(image: np.ndarray) -> float:
     """Of a picture to its image, so that its shorter side is in a range that fits a sheet."""
     side = min(image.shape[:2])
     return min(max(1.0, MIN_SHOWN_SIDE / side), MAX_SHOWN_SIDE / side)

@@ -89,7 +89,7 @@ def test_what_cannot_be_browsed(options, message, shapes_root, tmp_path):
 
 def test_all_that_is_annotated_is_drawn(tmp_path):
     path = tmp_path / "gray.png"
-    Image.fromarray(np.full((400, 600, 3), 128, dtype=np.uint8)).save(path)
+    Image.fromarray(np.full((400, 600, 3), 128, dtype=np.uint8)).save(path)  # which is drawn as large as it is
     mask = np.zeros((400, 600), dtype=bool)
     mask[100:200, 100:300] = True
     whole = {"bbox_mode": 0, "category_id": 0}
