@@ -53,6 +53,8 @@ class MatchingObserver:
             if event is not None:
                 event.synchronize()
             best, pairs, iou, labels, centers = (x.numpy() for x in tensors)
+            if pairs[2].max(initial=0) >= self.statistics.num_queries:
+                continue  # a subclass that matches others than the object queries
             names = names if len(names) == len(sizes) else [None] * len(sizes)
             metrics |= self.statistics.add(Step(best, *pairs, iou, labels, centers, names))
         return metrics
@@ -63,9 +65,11 @@ class MatchingObserver:
 
     @torch.no_grad()
     def _after_matching(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not criterion.training or not (isinstance(output, tuple) and isinstance(output[-1], Matches)):
+        if not criterion.training or not (isinstance(output, tuple) and output and isinstance(output[-1], Matches)):
             return  # an evaluation, or a criterion of the user's own that returns something else
         given = dict(zip(("logits", "boxes", "targets"), args, strict=False)) | kwargs
+        if not {"logits", "boxes", "targets"} <= given.keys():
+            return
         boxes, targets, matches = given["boxes"], given["targets"], output[-1]
         best = given["logits"][-1, :, : self.statistics.num_queries].argmax(-1)  # (N, Q), of the group that is kept
         last = matches.of_last_layer(len(boxes))

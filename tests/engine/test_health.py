@@ -120,6 +120,10 @@ def test_subclasses_and_criteria_of_the_users_own(tiny_config):
     model(inputs)
     assert observer.step().keys() == EVERY_STEP
 
+    more = torch.randn(2, 1, 30, 5), torch.full((2, 1, 30, 4), 0.5)
+    model.criterion(*more, Targets(torch.zeros(25, dtype=torch.int64), torch.full((25, 4), 0.5), [25]))
+    assert observer.step() == {}  # of 30 queries, where the model has 20
+
     class Other(Detr):
         def losses(self, outputs, targets):
             return self.criterion(outputs.logits, outputs.boxes, targets)
