@@ -1,12 +1,13 @@
 """The course of trainings, as a picture."""
 
+import math
 import os
+import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -94,12 +95,14 @@ def plot_runs(runs: Mapping[str, Metrics], path: str, panels: Sequence[Panel] = 
 def draw_panel(axis: Axes, panel: Panel, runs: Mapping[str, Metrics]) -> None:
     """The curves of one panel, with a legend of its metrics where they have names."""
     shown: dict[str, int] = {}  # what a curve is called -> its color or style
+    values: list[float] = []
     for number, metrics in enumerate(runs.values()):
         for key, label in panel.keys.items():
             for data_set, curve in curves_of(key, metrics):
                 index = shown.setdefault(f"{data_set} {label}".strip(), len(shown))
                 color, style = (index, 0) if len(runs) == 1 else (number, index)
                 marker = "o" if len(curve) <= FEW else ""
+                values += [y for y in curve.values() if math.isfinite(y)]
                 axis.plot(list(curve), list(curve.values()), **_look(color, style), marker=marker)
     if any(shown):
         one = len(runs) == 1
@@ -108,13 +111,11 @@ def draw_panel(axis: Axes, panel: Panel, runs: Mapping[str, Metrics]) -> None:
     axis.grid(alpha=0.3)
     axis.set(xlabel="iteration", ylabel=panel.title)
     axis.tick_params(labelbottom=True)  # in every row: the last one may have fewer panels
-    values = np.array([y for line in axis.lines for y in line.get_ydata()], dtype=float)
-    values = values[np.isfinite(values)]
     if panel.top is not None:
         axis.set_ylim(0, panel.top * MARGIN)
-    elif len(values) and values.min() > 0 and values.max() > SPIKE * np.median(values):
+    elif values and min(values) > 0 and max(values) > SPIKE * statistics.median(values):
         axis.set_yscale("log")
-    elif len(values) and values.min() >= 0:
+    elif values and min(values) >= 0:
         axis.set_ylim(0, None)
 
 
