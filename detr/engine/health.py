@@ -52,11 +52,11 @@ class MatchingObserver:
         for event, names, sizes, *tensors in waiting:
             if event is not None:
                 event.synchronize()
-            best, pairs, iou, labels, centers = (x.numpy() for x in tensors)
-            if pairs[2].max(initial=0) >= self.statistics.num_queries:
+            best, (layer, image, query, target), iou, labels, centers = (x.numpy() for x in tensors)
+            if query.max(initial=0) >= self.statistics.num_queries:
                 continue  # a subclass that matches others than the object queries
             names = names if len(names) == len(sizes) else [None] * len(sizes)
-            metrics |= self.statistics.add(Step(best, *pairs, iou, labels, centers, names))
+            metrics |= self.statistics.add(Step(best, layer, image, query, target, iou, labels, centers, names))
         return metrics
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...]) -> None:
