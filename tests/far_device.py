@@ -1,7 +1,8 @@
 """A make-believe accelerator: tensors that claim to be on a device, and a record of what is brought to the host.
 
 Values live on the CPU, so that everything is computed for real; but whoever wants a number of a far tensor, or a
-shape that depends on its values, must wait for the device, and is recorded.
+shape that depends on its values, must wait for the device, and is recorded. A copy with ``non_blocking`` goes on in the
+background; whoever reads it has to know when it has arrived.
 """
 
 import contextlib
@@ -66,7 +67,8 @@ class _Computing(TorchDispatchMode):
         if far and (func in WAITING or _indexes_by_mask(func, args)):
             self.waits.append(str(func))
         if far and kwargs.get("device") == torch.device("cpu"):
-            self.waits.append(str(func))
+            if not kwargs.get("non_blocking"):
+                self.waits.append(str(func))
             far = False
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")

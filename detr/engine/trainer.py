@@ -30,6 +30,7 @@ from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
 from detr.engine.early_stopping import EarlyStopping, StoppableLoop, check_patience
 from detr.engine.evaluation import is_detr
+from detr.engine.health import HealthHook
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detr.engine.progress import CountedTests, TrainingProgress
 from detr.engine.registration import register_datasets
@@ -94,7 +95,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         return any(inspect.getattr_static(cls, name) is not vars(Trainer)[name] for name in names)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """As DefaultTrainer's, with TEST.LOSS and SOLVER.PATIENCE.
+        """As DefaultTrainer's, with TEST.LOSS, SOLVER.PATIENCE and LOGGING.HEALTH.
 
         Metrics are written after every evaluation too. Of a ``Detr`` fewer checkpoints stay on disk, and the best one
         does. After ``setup``, unless it left Detectron2's log on the terminal, there is a progress bar.
@@ -119,7 +120,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         if type(hook) is hooks.EvalHook:
             return [EvalHook(period, hook._func), *self._hooks_after_evaluation()]
         if type(hook) is hooks.PeriodicWriter:
-            return [PeriodicWriter(hook._writers, hook._period, evaluation_period=period)]
+            writer = PeriodicWriter(hook._writers, hook._period, evaluation_period=period)
+            return [HealthHook(self.model), writer] if cfg.LOGGING.HEALTH and is_detr(cfg) else [writer]
         return [hook]
 
     def _hooks_after_evaluation(self) -> list[HookBase]:

@@ -74,14 +74,19 @@ def _busy(dicts: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     return (busy + [x for x in dicts if len(x[key]) <= 1])[:PICTURES]
 
 
-def draw_targets(x: dict[str, Any], image_format: str, names: Names) -> np.ndarray:
-    """x: as ``DetrDatasetMapper`` returns it in training; image_format: as INPUT.FORMAT. The picture, RGB."""
+def draw_targets(x: dict[str, Any], image_format: str, names: Names, scale: float | None = None) -> np.ndarray:
+    """The picture (H', W', 3) uint8, RGB.
+
+    x: as ``DetrDatasetMapper`` returns it in training; image_format: as INPUT.FORMAT
+    scale: of the picture to the image; by default as it fits a sheet
+    """
     image = np.ascontiguousarray(convert_image_to_rgb(x["image"].permute(1, 2, 0), image_format)).astype(np.uint8)
     targets = x["instances"]
     classes = targets.gt_classes.tolist()
     masks = targets.gt_masks.tensor if targets.has("gt_masks") else None
     labels = [label_text(index, names) for index in classes]
-    return draw_objects(image, targets.gt_boxes.tensor.numpy(), classes, labels, masks, _scale(image))
+    scale = _scale(image) if scale is None else scale
+    return draw_objects(image, targets.gt_boxes.tensor.numpy(), classes, labels, masks, scale)
 
 
 def truth_beside_detections(
@@ -103,7 +108,7 @@ def truth_beside_detections(
     detections = detections.to("cpu")
     right = draw_instances(image, detections[detections.scores >= threshold], names, _scale(image))
     captions = ("ground truth", f"predictions, scores of {threshold:.2f} or more")
-    return sheet([_captioned(left, captions[0]), _captioned(right, captions[1])], columns=2)
+    return sheet([captioned(left, captions[0]), captioned(right, captions[1])], columns=2)
 
 
 def truth_beside_panoptic(
@@ -120,7 +125,7 @@ def truth_beside_panoptic(
     """
     left = draw_segments(image, torch.from_numpy(truth[0].astype(np.int32)), truth[1], names, _scale(image))
     right = draw_segments(image, predicted[0].cpu(), predicted[1], names, _scale(image))
-    return sheet([_captioned(left, "ground truth"), _captioned(right, "predicted panoptic map")], columns=2)
+    return sheet([captioned(left, "ground truth"), captioned(right, "predicted panoptic map")], columns=2)
 
 
 def _scale(image: np.ndarray) -> float:
@@ -129,7 +134,7 @@ def _scale(image: np.ndarray) -> float:
     return min(max(1.0, MIN_SHOWN_SIDE / side), MAX_SHOWN_SIDE / side)
 
 
-def _captioned(picture: np.ndarray, text: str) -> np.ndarray:
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
     strip = Image.new("RGB", (picture.shape[1], CAPTION), "white")
     ImageDraw.Draw(strip).text((4, 2), text, fill="black", font_size=CAPTION - 8)
     return np.concatenate([np.asarray(strip), picture])
