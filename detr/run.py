@@ -5,6 +5,7 @@ them, in this process alone, is in ``detr.engine.foreign_scripts``. The script i
 """
 
 import argparse
+import json
 import os
 import sys
 from types import CodeType
@@ -14,7 +15,7 @@ from detr.engine.foreign_scripts import serve_scripts
 from detr.engine.registration import register_datasets
 from detr.errors import InputError, OneLineParser, exit_with_one_line
 
-DATA = "DETR_RUN_DATA"  # hands --data on to the ranks of a training
+RUN = "DETR_RUN"  # hands script and data on to the ranks that a training spawns: two strings, as JSON
 
 
 def prepare(arguments: list[str]) -> None:
@@ -30,17 +31,22 @@ def prepare(arguments: list[str]) -> None:
     parser.add_argument("script", metavar="SCRIPT", help="such as detectron2/tools/visualize_data.py")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="those of the script")
     options = parser.parse_args(arguments)
-    os.environ[DATA] = options.data or ""
+    os.environ[RUN] = json.dumps([options.script, options.data or ""])
     sys.argv = [options.script, *options.arguments]
 
 
-def load_script(path: str) -> CodeType:
-    """The script, ready to be executed, and everything that it needs. Raises InputError where there is none."""
+def load_script(path: str, data: str = "") -> CodeType:
+    """The script, ready to be executed, and everything that it needs.
+
+    data: a config whose data sets are registered; "" for none
+
+    Raises InputError where there is no script, and for bad data sets.
+    """
     if not os.path.isfile(path):
         raise InputError(f"there is no script {path}: name a file, such as detectron2/tools/visualize_data.py")
     serve_scripts()
-    if os.environ[DATA]:
-        register_datasets(load_config(os.environ[DATA], []))
+    if data:
+        register_datasets(load_config(data, []))
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # as Python does it
     with open(path, "rb") as file:
         return compile(file.read(), path, "exec", dont_inherit=True)
@@ -52,5 +58,5 @@ if __name__ in ("__main__", "__mp_main__"):
     with exit_with_one_line():
         if __name__ == "__main__":
             prepare(sys.argv[1:])
-        __file__ = sys.argv[0]
-        exec(load_script(__file__), globals())
+        __file__, _data = json.loads(os.environ[RUN])
+        exec(load_script(__file__, _data), globals())
