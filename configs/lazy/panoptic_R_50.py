@@ -12,7 +12,9 @@ add_masks(model, dataloader, train, lr_multiplier)
 model.postprocessor.panoptic = L(PanopticSettings)(score_threshold=0.85, min_area=4, stuff_merge="original")
 dataloader.evaluator = [
     L(ThingsEvaluator)(
-        dataset_name="${...test.dataset.names}", tasks=["bbox", "segm"], output_dir="${train.output_dir}/inference"
+        dataset_name="${dataloader.test.dataset.names}",
+        tasks=["bbox", "segm"],
+        output_dir="${train.output_dir}/inference",
     ),
-    L(panoptic_evaluator)(dataset_name="${...test.dataset.names}", folder="${train.output_dir}/inference"),
+    L(panoptic_evaluator)(dataset_name="${dataloader.test.dataset.names}", folder="${train.output_dir}/inference"),
 ]

@@ -33,14 +33,14 @@ dataloader.test = L(build_detection_test_loader)(
     mapper=L(DetrDatasetMapper)(
         is_train=False,
         augmentations=L(evaluation_augmentations)(min_size=800, max_size=1333),
-        image_format="${...train.mapper.image_format}",
+        image_format="${dataloader.train.mapper.image_format}",
         num_classes="${model.num_classes}",
     ),
     num_workers=4,
 )
 
 dataloader.evaluator = L(FastCOCOEvaluator)(
-    dataset_name="${..test.dataset.names}",
+    dataset_name="${dataloader.test.dataset.names}",
     tasks=["bbox"],
     output_dir="${train.output_dir}/inference",
 )

@@ -15,5 +15,5 @@ dataloader.train.dataset.names = "coco_2017_train_panoptic"
 dataloader.train.mapper._target_ = DetrPanopticMapper
 dataloader.test.dataset.names = "coco_2017_val_panoptic"
 dataloader.evaluator = L(ThingsEvaluator)(
-    dataset_name="${..test.dataset.names}", tasks=["bbox"], output_dir="${train.output_dir}/inference"
+    dataset_name="${dataloader.test.dataset.names}", tasks=["bbox"], output_dir="${train.output_dir}/inference"
 )
