@@ -161,7 +161,9 @@ def test_a_whole_number_is_a_float_where_one_is_wanted(tmp_path):
 
 def test_a_python_config_says_what_to_do(tmp_path):
     (tmp_path / "lazy.py").write_text("model = None")
-    with pytest.raises(InputError, match=r"lazy\.py is a Python config, .* run Detectron2.s .* as in docs/detectron2\.md"):
+    with pytest.raises(
+        InputError, match=r"lazy\.py is a Python config, .* run Detectron2.s .* as in docs/detectron2\.md"
+    ):
         load_config(str(tmp_path / "lazy.py"), [])
 
 

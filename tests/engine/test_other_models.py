@@ -26,6 +26,7 @@ def train(tmp_path, settings):
     return trainer, trainer.train()
 
 
+@pytest.mark.slow
 def test_mask_r_cnn_trains_as_in_detectron2_and_is_evaluated(shapes_root, tmp_path):
     trainer, results = train(tmp_path, {})
     assert type(trainer.optimizer).__mro__[1] is torch.optim.SGD  # Detectron2's, with clipping
@@ -58,6 +59,7 @@ def separated(shapes_root, registered, tmp_path):
     return "shapes_fpn_separated"
 
 
+@pytest.mark.slow
 def test_panoptic_fpn_trains_and_gives_pq(separated, tmp_path):
     settings = {
         "MODEL.META_ARCHITECTURE": "PanopticFPN",
