@@ -11,13 +11,15 @@ import runpy
 import shlex
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from omegaconf import OmegaConf
 from PIL import Image
 
 from detr.data.panoptic_mapper import DetrPanopticMapper
@@ -25,6 +27,7 @@ from detr.engine.defaults import load_config
 from detr.engine.evaluation import build_evaluator
 from detr.errors import InputError
 from tests.conftest import ROOT
+from tests.detectron2_tools import script as detectron2_script
 from tests.source_tree import sources
 from tools import analyze_model
 
@@ -139,6 +142,16 @@ def test_names_of_the_package_exist(name):
         found = getattr(found, part)
 
 
+def split_command(command: str) -> tuple[str, list[str]]:
+    """The path of the script and its words; what `python -m detr.run` takes itself is left out."""
+    _, *words = shlex.split(command)
+    if words[:2] == ["-m", "detr.run"]:
+        words = words[4:] if words[2] == "--data" else words[2:]
+    name = OF_THE_READER.get(words[0], words[0])
+    path = detectron2_script(Path(name).stem) if name.startswith(".venv/detectron2-tools/") else ROOT / name
+    return str(path), words[1:]
+
+
 # Files that a page lets its reader make or bring along.
 OF_THE_READER = {"train_mine.py": "train_net.py"}
 
@@ -147,16 +160,19 @@ def options_of(script: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The options that its --help lists."""
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        runpy.run_path(script, run_name="__main__")
     return set(re.findall(r"(?<![\w-])--[\w-]+", printed.getvalue()))
 
 
 @pytest.mark.parametrize(("page", "command"), [x for x in commands() if x[1].startswith("python ")])
 def test_commands_name_options_and_keys_that_exist(page, command, monkeypatch):
-    _, script, *words = shlex.split(command)
-    script = OF_THE_READER.get(script, script)
+    script, words = split_command(command)
     assert {x for x in words if x.startswith("--")} - options_of(script, monkeypatch) == set()
     config = words[words.index("--config-file") + 1] if "--config-file" in words else ""
+    if config.endswith(".py"):
+        lazy = LazyConfig.load(str(ROOT / config))
+        assert [x for x in words if "=" in x and OmegaConf.select(lazy, x.partition("=")[0]) is None] == []
+        return
     is_key = re.compile(r"[A-Z][A-Z0-9_]*([.][A-Z0-9_]+)*").fullmatch
     key = next((i for i, word in enumerate(words) if is_key(word.partition("=")[0])), len(words))
     load_config(str(ROOT / config) if config.startswith("configs/") else "", words[key:])  # raises where it is wrong
@@ -168,6 +184,8 @@ def test_commands_name_options_and_keys_that_exist(page, command, monkeypatch):
         "python train_net.py --config-file configs/COCO-Detection/detr_R_51.yaml",
         "python train_net.py MODEL.WEIGHT x",
         "python train_net.py --eval",
+        "python -m detr.run .venv/detectron2-tools/visualize_data.py --sources annotation",
+        "python .venv/detectron2-tools/lazyconfig_train_net.py --config-file configs/lazy/detr_R_50.py train.epochs=3",
     ],
 )
 def test_a_wrong_command_is_noticed(command, monkeypatch):
@@ -199,14 +217,34 @@ def test_the_snippets_on_extending_run(shapes_root, run_config, monkeypatch):
     for snippet in others:
         exec(snippet, names)
     assert cfg.MODEL.META_ARCHITECTURE == "MyDetr"
-    assert all(torch.isfinite(x) for x in names["losses"].values())  # of the last step of the loop
-    assert len(names["model"].transformer.decoder.layers) == 3  # of the LazyConfig
     cfg.MODEL.META_ARCHITECTURE = "MyOtherDetr"
     assert isinstance(build_model(cfg).criterion, names["MyCriterion"])
     batch = next(iter(names["MyAugmentedTrainer"].build_train_loader(cfg)))
     assert all(x["image"].shape[1] >= 480 for x in batch)
     image = DatasetCatalog.get("shapes_train")[0]
     assert names["FourChannelMapper"](cfg, is_train=True)(image)["image"].shape[0] == 4
+
+
+def test_the_snippets_on_detectron2_run(shapes_root, run_config, tmp_path, monkeypatch):
+    config, loop, evaluator = blocks("detectron2.md", "python")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "docs"}
+    load = "detr.engine.defaults.load_config"
+    monkeypatch.setattr(load, lambda *_: run_config())  # two iterations of a tiny model
+    exec(loop, names)
+    assert all(torch.isfinite(x) for x in names["losses"].values())  # of the last step of the loop
+    assert Path("mine.pth").exists()
+    exec(evaluator, names)
+    assert names["results"].keys() == {"bbox", "count"}
+    monkeypatch.setattr("detr.register_any", lambda *_: None)
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "mine.py").write_text(config)
+    lazy = LazyConfig.load(str(tmp_path / "mine.py"))
+    assert set(lazy) == {"dataloader", "model", "optimizer", "lr_multiplier", "train"}
+    assert lazy.dataloader.evaluator.dataset_name == "mine_val"
+    with torch.device("meta"):
+        model = instantiate(lazy.model)
+    assert (model.num_classes, len(model.transformer.decoder.layers)) == (3, 3)
 
 
 def test_a_data_set_registered_as_the_page_says(monkeypatch):

@@ -18,9 +18,14 @@ from detr.data.shapes import SHAPES, ensure_shapes
 from detr.errors import InputError
 
 
-def load_dicts(names: Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
-    """The dicts of all data sets in one list, as ``load_dataset`` loads them; filter_empty: without images that have
-    no object. Raises InputError as ``load_dataset`` does, and where none is left."""
+def load_dicts(names: str | Sequence[str], filter_empty: bool) -> list[dict[str, Any]]:
+    """The dicts of all data sets (or the one) in one list, as ``load_dataset`` loads them.
+
+    filter_empty: without images that have no object
+
+    Raises InputError as ``load_dataset`` does, and where none is left.
+    """
+    names = [names] if isinstance(names, str) else names
     dicts = [x for name in names for x in load_dataset(name)]
     if filter_empty and "annotations" in dicts[0]:
         dicts = filter_images_with_only_crowd_annotations(dicts)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -20,6 +21,8 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from detr.checkpoint.class_rows import differences, listed
 from detr.data.metadata import class_names, is_panoptic, thing_ids
@@ -134,7 +137,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return by_kind[kind](dataset_name)
     evaluators: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg") and not is_detr(cfg):  # Detr gives no semantic segmentation
-        evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
+        evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=_read_labels))
     instances = instance_evaluator(cfg, dataset_name, output_dir=folder)
     if instances is not None:
         evaluators.append(instances)
@@ -144,6 +147,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if kind == "lvis":
         evaluators.append(LVISEvaluator(dataset_name, output_dir=folder))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _read_labels(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
+    """Detectron2's own insists on no copy, which numpy 2 takes at its word: (H, W), the class of every pixel."""
+    with PathManager.open(filename, "rb") as file:
+        return np.array(Image.open(file), dtype=dtype)
 
 
 def instance_evaluator(cfg: CfgNode, dataset_name: str, **options: Any) -> FastCOCOEvaluator | None:

@@ -31,8 +31,8 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         raise InputError(f"the config file {path} does not exist: see configs/ for those that do")
     if os.path.splitext(path)[1] == ".py":
         raise InputError(
-            f"{path} is a Python config, and this command reads YAML: name a YAML file, or write a script as in "
-            "docs/extending.md under LazyConfig"
+            f"{path} is a Python config, and this command reads YAML: name a YAML file, or run Detectron2's "
+            "tools/lazyconfig_train_net.py as in docs/detectron2.md"
         )
     _merge(cfg, path, partial(cfg.merge_from_file, path))
 

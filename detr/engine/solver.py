@@ -23,11 +23,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     for key, default in (("WEIGHT_DECAY_NORM", 0.0), ("WEIGHT_DECAY_BIAS", None), ("BIAS_LR_FACTOR", 1.0)):
         if cfg.SOLVER[key] != default:
             logger.warning("SOLVER.%s %s has no effect: WEIGHT_DECAY and BASE_LR hold for all", key, cfg.SOLVER[key])
-    params = get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        lr_factor_func=lambda name: cfg.SOLVER.BACKBONE_MULTIPLIER if ".backbone." in f".{name}" else 1.0,
+    params = parameter_groups(
+        model, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, backbone_multiplier=cfg.SOLVER.BACKBONE_MULTIPLIER
     )
     if not params:
         raise InputError("no parameter is left to train: everything is frozen")
@@ -52,6 +49,38 @@ def _options(cfg: CfgNode) -> dict[str, Any]:
         return {"lr": cfg.SOLVER.BASE_LR, "momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
     # A fused optimizer unscales gradients itself under AMP, after our clipping: too late.
     return {"lr": cfg.SOLVER.BASE_LR, "fused": not cfg.SOLVER.AMP.ENABLED}
+
+
+def parameter_groups(
+    model: torch.nn.Module, base_lr: float, weight_decay: float, backbone_multiplier: float = 0.1
+) -> list[dict[str, Any]]:
+    """The trainable parameters, as torch's optimizers take them; the backbone's learn with another rate.
+
+    weight_decay: of all of them, norms and biases too
+    backbone_multiplier: learning rate of the backbone / ``base_lr``
+    """
+    groups: list[dict[str, Any]] = get_default_optimizer_params(
+        model,
+        base_lr=base_lr,
+        weight_decay=weight_decay,
+        lr_factor_func=lambda name: backbone_multiplier if ".backbone." in f".{name}" else 1.0,
+    )
+    return groups
+
+
+def build_adamw(
+    params: list[dict[str, Any]], *, lr: float, weight_decay: float, max_norm: float = 0.1, amp: bool = False
+) -> torch.optim.AdamW:
+    """The optimizer of the configs in configs/lazy, as ``build_optimizer`` makes it of a YAML config.
+
+    params: see ``parameter_groups``
+    max_norm: of the whole gradient, which is clipped
+    amp: whether the training scales its losses for mixed precision
+    """
+    # A fused optimizer unscales gradients itself, after our clipping: too late.
+    optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=not amp)
+    clip_full_model(optimizer, max_norm)
+    return optimizer
 
 
 def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0) -> None:

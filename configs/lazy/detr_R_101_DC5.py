@@ -1,0 +1,4 @@
+# DC5 was trained at one image per GPU and must be evaluated so: it is not robust to padding.
+from .detr_R_101 import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.dilated = True

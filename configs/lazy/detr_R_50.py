@@ -1,0 +1,3 @@
+from .common.data import dataloader
+from .common.model import model
+from .common.training import lr_multiplier, optimizer, train
