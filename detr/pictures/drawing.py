@@ -73,15 +73,17 @@ def draw_objects(
     labels: Sequence[str],
     masks: Tensor | None = None,
     scale: float = 1.0,
+    colors: Sequence[Color] | None = None,
 ) -> np.ndarray:
     """Boxes, and masks where there are any, each in its class's color.
 
     image: (H, W, 3) uint8, RGB; boxes: (M, 4) xyxy in its pixels; masks: (M, H, W) bool
     labels: the first ones get a place where there is not space for all
+    colors: of the M objects, in the place of their classes' colors
 
     Returns the picture (H', W', 3) uint8, RGB.
     """
-    colors = [class_color(index) for index in classes]
+    colors = colors or [class_color(index) for index in classes]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = (-areas).argsort(kind="stable")  # small ones over large ones
     if masks is not None:
