@@ -21,7 +21,7 @@ except ModuleNotFoundError:
     raise InputError("reports need Jinja2, which is not installed: pip install -e '.[report]'") from None
 
 MOST_CONFUSED = 16  # classes in the confusion matrix, where there are more than can be read
-MOST_PAIRS = 8  # of classes that are taken for each other, in words
+MOST_PAIRS = 5  # of classes that are taken for each other, in words
 NOTHING = "\N{EN DASH}"  # where there is nothing to measure
 
 
