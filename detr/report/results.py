@@ -166,7 +166,8 @@ class Finding:
 @dataclass(frozen=True)
 class Report:
     """
-    images, objects: of the data set; detections: of all scores, at most 100 of an image and class, as COCO counts them
+    images, objects: of the data set; most_objects: in one image
+    detections: of all scores, at most 100 of an image and class, as COCO counts them
     box, mask: AP over all classes with objects; mask is None where the detections have no masks
     threshold: the score threshold with the best F1 over all classes; 0.5 where no detection is correct
     classes: (K,)
@@ -182,6 +183,7 @@ class Report:
     dataset: str
     images: int
     objects: int
+    most_objects: int
     detections: int
     box: AveragePrecision
     mask: AveragePrecision | None
