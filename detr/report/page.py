@@ -57,7 +57,7 @@ def render(run: Run, report: Report, summary: Summary, pairs: Sequence[Pair]) ->
     environment = Environment(
         loader=PackageLoader("detr.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "count": count, "f1": f1}
+    environment.filters |= {"percent": percent, "count": count}
     source = environment.loader
     assert source is not None
     style, script = (source.get_source(environment, name)[0] for name in ("page.css", "page.js"))
@@ -69,7 +69,8 @@ def render(run: Run, report: Report, summary: Summary, pairs: Sequence[Pair]) ->
         pairs=pairs,
         style=style,
         script=script,
-        model=model_name(run.config),
+        model=_model_name(run.config),
+        weights=run.config.get("MODEL", {}).get("WEIGHTS", ""),
         tiles=_tiles(report),
         kinds=KINDS,
         errors=ERRORS,
@@ -97,10 +98,10 @@ def headline(report: Report) -> str:
     return f"box AP {percent(report.box.ap)}, AP50 {percent(report.box.ap50)}{mask}"
 
 
-def model_name(config: Mapping[str, Any]) -> str:
-    """ "Detr with build_detr_backbone", from a run's config."""
-    model = config["MODEL"]
-    return f"{model['META_ARCHITECTURE']} with {model['BACKBONE']['NAME']}"
+def _model_name(config: Mapping[str, Any]) -> str:
+    """ "Detr with build_resnet_backbone", from a run's config, which may be another kind of config."""
+    model = config.get("MODEL")
+    return f"{model['META_ARCHITECTURE']} with {model['BACKBONE']['NAME']}" if model else "A model"
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
@@ -114,14 +115,7 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
         tiles += [("mask AP", percent(report.mask.ap), f"AP50 {percent(report.mask.ap50)}")]
     at = f"scores from {report.threshold:.2f}"
     tiles += [("precision", percent(counts.precision), at), ("recall", percent(counts.recall), at)]
-    return [*tiles, ("F1", percent(f1(counts.precision, counts.recall)), at)]
-
-
-def f1(precision: float | None, recall: float | None) -> float | None:
-    """Of precision and recall; None where both are nothing."""
-    if precision is None or recall is None:
-        return None
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return [*tiles, ("F1", percent(counts.f1), at)]
 
 
 def confusion_part(matrix: np.ndarray, names: Sequence[str], most: int = MOST_CONFUSED) -> Confusion:

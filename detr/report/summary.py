@@ -37,7 +37,12 @@ class Summary:
 
 
 def summarize(config: Mapping[str, Any], config_file: str) -> Summary:
-    """config: as of a ``Run``; config_file: the same as a file"""
+    """config: as of a ``Run``; config_file: the same as a file
+
+    A run may have no config, or one of Detectron2's LazyConfigs, which has other keys.
+    """
+    if "MODEL" not in config:
+        return Summary(None, (0, 0), "its config has no MODEL" if config else "the folder has no config", ())
     side, longest = config["INPUT"]["MIN_SIZE_TEST"], config["INPUT"]["MAX_SIZE_TEST"]
     side = side or longest  # 0: images keep their size
     size = (min(side, longest), min(side * 4 // 3, longest))

@@ -51,6 +51,7 @@ def made_up_report(values: dict[str, float], worst: tuple[ImageReport, ...] = ()
         dataset="made_up_val",
         images=250,
         objects=totals[0],
+        most_objects=9,
         detections=100 * 250,
         box=ap(mean),
         mask=None,
