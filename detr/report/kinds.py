@@ -27,7 +27,7 @@ KINDS = {
     results.CLASSIFICATION: Kind("wrong class", "on an object of another class", "#e8731a"),
     results.LOCALIZATION: Kind("wrong place", "beside an object of its class, IoU 0.1 to 0.5", "#3d8be0"),
     results.BOTH: Kind("wrong class and place", "beside an object of another class", "#9b59d0"),
-    results.DUPLICATE: Kind("duplicate", "on an object that a better detection of its class has", "#12a5a5"),
+    results.DUPLICATE: Kind("duplicate", "on an object that a better detection of its class has", "#e3c21c"),
     results.BACKGROUND: Kind("background", "on no object", "#dd4f9a"),
     results.MISSED: Kind("missed", "an object without any detection at it", "#e0383e"),
     results.IGNORED: Kind("crowd", "in a crowd, where nothing is counted", "#8d8d88"),

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,14 +16,20 @@ from detr.report.kinds import KINDS
 from detr.report.results import CORRECT, IGNORED, ImageReport
 
 MIN_SIDE, MAX_SIDE = 320, 480  # pixels of a picture's shorter side
+MOST_LABELED = 10  # boxes in a picture; where there are more, only mistakes have a label
 QUALITY = 80  # of JPEG: some 50 kB a picture
 GRAY = 128  # in the place of an image that cannot be read
 
 
 @dataclass(frozen=True)
 class Pair:
-    """truth, prediction: data URIs of JPEG pictures; caption: what is wrong; problem: why the image is gray, or ''"""
+    """
+    name: of the image file, or the image's id
+    truth, prediction: data URIs of JPEG pictures
+    caption: what is wrong; problem: why the image is gray, or ''
+    """
 
+    name: str
     truth: str
     prediction: str
     caption: str
@@ -37,6 +44,7 @@ def draw_pair(image: ImageReport, class_names: Sequence[str]) -> Pair:
     except InputError as error:
         pixels, problem = _gray(image), str(error)
     return Pair(
+        name=os.path.basename(image.file) or f"image {image.image_id}",
         truth=_draw(pixels, image.truth_boxes, image.truth_classes, image.truth_kinds, None, class_names),
         prediction=_draw(pixels, image.boxes, image.classes, image.kinds, image.scores, class_names),
         caption=_caption(image),
@@ -57,7 +65,11 @@ def _draw(
     labels = []
     for i in order:
         label = label_text(int(classes[i]), names, None if scores is None else float(scores[i]))
-        labels.append(label if kinds[i] == CORRECT else f"{label}, {KINDS[kinds[i]].label}")
+        if kinds[i] != CORRECT:
+            label = f"{label}, {KINDS[kinds[i]].label}"
+        elif len(order) > MOST_LABELED:
+            label = ""
+        labels.append(label)
     side = min(pixels.shape[:2])
     picture = draw_objects(
         pixels,

@@ -34,3 +34,7 @@ choice?.addEventListener("change", () => {
     part.classList.toggle("on", part.dataset.class === choice.value);
   }
 });
+
+for (const pair of document.querySelectorAll(".pair")) {
+  pair.addEventListener("click", () => pair.parentElement.classList.toggle("large"));
+}
