@@ -13,6 +13,7 @@ from detr.report.confusion import confusion_matrix
 from detr.report.errors import KINDS, NUMBER, Kinds, ap50_gains, classify, missed
 from detr.report.findings import findings
 from detr.report.images import worst_images
+from detr.report.missed_objects import missed_objects
 from detr.report.results import ERRORS, MISSED, ClassReport, ErrorReport, Report, Run
 from detr.report.training_findings import training_findings
 
@@ -57,6 +58,7 @@ def analyze(run: Run, worst: int = 24) -> Report:
         counts=total,
         confusion=confusion_matrix(matches, threshold, len(objects)),
         errors=_error_reports(matches, kinds, unseen, threshold, len(objects)),
+        missed=missed_objects(matches, unseen),
         worst=worst_images(matches, kinds, unseen, threshold, run.files, worst),
         findings=(),
         warnings=run.warnings,

@@ -63,6 +63,7 @@ def findings(report: Report, detections_per_image: int = 0) -> tuple[Finding, ..
         )
     return (
         *costly_errors(report),
+        *missed_at_threshold(report),
         *weak_classes(report),
         *weak_size(report),
         *loose_boxes(report),
@@ -91,6 +92,26 @@ def costly_errors(report: Report) -> list[Finding]:
     return result
 
 
+def missed_at_threshold(report: Report) -> list[Finding]:
+    """Where 5 % of the objects or more are missed at the threshold: how many, and what they have in common."""
+    missed, objects = report.missed, report.counts.objects
+    if missed.count < max(0.05 * objects, 2):
+        return []
+    text = f"At the threshold {report.threshold:g}, {missed.count} of {amount(objects, 'object')} are missed"
+    if missed.lower_score >= missed.count / 2:
+        text += f"; {missed.lower_score} of these have a detection with a lower score"
+    action = "Look at the images below for what they have in common, and add examples like them."
+    share, usual = missed.overlapping / missed.count, missed.all_overlapping / objects
+    if share >= 1.25 * usual and share >= 0.2:
+        text += f". {percent(share)} of them overlap another object, of all objects {percent(usual)}"
+        action = "Add images where objects overlap, and train longer; larger images keep neighbors apart."
+    share, usual = missed.small / missed.count, missed.all_small / objects
+    if share >= 1.25 * usual and share >= 0.2:
+        text += f". {percent(share)} of them are small, of all objects {percent(usual)}"
+        action = "Use larger images, or add images with small objects."
+    return [Finding(f"{text}.", action)]
+
+
 def weak_size(report: Report) -> list[Finding]:
     """Where objects of one size have clearly less AP than those of another."""
     numbers = np.array([x.sizes for x in report.classes]).sum(axis=0).tolist()
@@ -109,7 +130,7 @@ def weak_size(report: Report) -> list[Finding]:
     if len(sizes) < 2:
         return []
     weakest, best = min(sizes), max(sizes)
-    if weakest[0] > 0.8 * best[0] or best[0] - weakest[0] < 0.05:
+    if best[0] - weakest[0] < 0.08:
         return []
     text = (
         f"{weakest[2].capitalize()} objects ({weakest[3]}) are found worst: AP {percent(weakest[0])} of "

@@ -131,6 +131,25 @@ class ErrorReport:
 
 
 @dataclass(frozen=True)
+class MissedObjects:
+    """What the objects that are missed at the report's threshold have in common.
+
+    count: of them; of these the following
+    lower_score: are found by a detection with a score below the threshold
+    overlapping: another object's box covers a fifth or more of their box
+    small: are small by their annotated area
+    all_overlapping, all_small: the same of all objects
+    """
+
+    count: int
+    lower_score: int
+    overlapping: int
+    small: int
+    all_overlapping: int
+    all_small: int
+
+
+@dataclass(frozen=True)
 class ImageReport:
     """An image, its objects, and the detections at the report's threshold, by falling score.
 
@@ -175,6 +194,7 @@ class Report:
     confusion: (K + 1, K + 1) int, at the threshold and IoU 0.5: row i are the objects of class i, column j what was
         predicted for them. The last row counts detections on no object, the last column objects without a detection
     errors: one for each of `ERRORS`, in that order
+    missed: what the missed objects have in common
     worst: the images with the highest cost, the worst first; none without a cost
     findings: the most important first
     warnings: those of the run
@@ -192,6 +212,7 @@ class Report:
     counts: ClassCounts
     confusion: np.ndarray
     errors: tuple[ErrorReport, ...]
+    missed: MissedObjects
     worst: tuple[ImageReport, ...]
     findings: tuple[Finding, ...]
     warnings: tuple[str, ...]

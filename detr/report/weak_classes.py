@@ -10,9 +10,9 @@ FEWEST = 5  # objects of which a share says anything
 
 
 def weak_classes(report: Report) -> list[Finding]:
-    """Up to three classes whose AP is well below the mean, the weakest first."""
+    """Up to three classes whose AP is 0.03 or more below the mean, the weakest first."""
     mean = report.box.ap
-    weak = sorted((x.box.ap, i) for i, x in enumerate(report.classes) if x.box.ap < min(mean - 0.03, 0.9 * mean))
+    weak = sorted((x.box.ap, i) for i, x in enumerate(report.classes) if x.box.ap < mean - 0.03)
     return [_finding(report, i) for _, i in weak[:MOST]]
 
 
@@ -95,7 +95,7 @@ def _small(report: Report, weak: ClassReport) -> Reason:
     """Objects that are smaller than those of the other classes."""
     share = weak.sizes[0] / max(weak.objects, 1)
     overall = sum(x.sizes[0] for x in report.classes) / max(report.counts.objects, 1)
-    if share < 0.3 or share < 1.2 * overall:
+    if share < overall + 0.1:
         return None
     text = f"{percent(share)} of its objects are small, of all classes {percent(overall)}"
     return share / 2, text, "use larger images"
