@@ -12,7 +12,6 @@ import detr  # noqa: F401  says how to install Detectron2 where it is missing
 from detr.checkpoint.files import save_text
 from detr.errors import InputError, OneLineParser, exit_with_one_line
 from detr.report import analyze, read_run
-from detr.report.page import headline, render
 from detr.report.summary import summarize
 from detr.report.worst import draw_pair
 
@@ -36,6 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    from detr.report.page import headline, render  # an extra, missed before anything is read
+
     output = args.output or os.path.join(args.run, "report.html")
     run = read_run(args.run, args.dataset, args.predictions, args.annotations, args.images)
     report = analyze(run, args.worst)

@@ -7,7 +7,17 @@ from PIL import Image
 
 from detr.engine.operating_point import ClassCounts
 from detr.report import results
-from detr.report.results import AveragePrecision, ClassReport, Curve, ErrorReport, Finding, ImageReport, Report, Run
+from detr.report.results import (
+    AveragePrecision,
+    ClassReport,
+    Curve,
+    ErrorReport,
+    Finding,
+    ImageReport,
+    MissedObjects,
+    Report,
+    Run,
+)
 from detr.report.summary import Change, Summary
 
 OBJECTS = 100  # of each class
@@ -60,6 +70,7 @@ def made_up_report(values: dict[str, float], worst: tuple[ImageReport, ...] = ()
         counts=ClassCounts("all", *totals),
         confusion=confusion,
         errors=tuple(ErrorReport(kind, counts[kind], 5 * counts[kind], counts[kind] / 2000) for kind in results.ERRORS),
+        missed=MissedObjects(counts[results.MISSED], 3, 2, 1, 20, 10),
         worst=worst,
         findings=(Finding("Missed objects cost the most.", "Train for longer."),),
         warnings=(),
