@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="FILE", help="the page (RUN/report.html)")
     parser.add_argument("--dataset", default="", metavar="NAME", help="which data set, where several were evaluated")
     parser.add_argument("--predictions", default="", metavar="FILE", help="results elsewhere than in RUN/inference")
-    parser.add_argument("--annotations", default="", metavar="FILE", help="in COCO's format, for a data set of your own")
+    parser.add_argument("--annotations", default="", metavar="FILE", help="a data set of your own, in COCO's format")
     parser.add_argument("--images", default="", metavar="FOLDER", help="the images of --annotations")
     parser.add_argument("--worst", type=int, default=12, metavar="N", help="images with pictures (%(default)s)")
     args = parser.parse_args(argv)

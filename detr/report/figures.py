@@ -85,13 +85,16 @@ def line_chart(
 
 
 def precision_recall(
-    curves: Sequence[np.ndarray | None], mean: np.ndarray | None, marks: Sequence[tuple[float, float] | None], title: str
+    curves: Sequence[np.ndarray | None],
+    mean: np.ndarray | None,
+    marks: Sequence[tuple[float, float] | None],
+    title: str,
 ) -> str:
     """Precision against recall, a curve a class and their mean, as SVG.
 
     curves: of each class the precision at recalls 0, 0.01 ... 1; None without objects
     marks: of each class recall and precision at its threshold
-    A class's curve and mark are groups of the class "curve" with its number in ``data-class``: the page shows one of them.
+    A class's curve and mark are groups with its number in ``data-class``, of which the page shows one.
     """
     recalls = np.linspace(0, 1, 101)
     with matplotlib.rc_context(STYLE):

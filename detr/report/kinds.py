@@ -9,7 +9,7 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Kind:
-    """label: in a picture; meaning: half a sentence; css: #rrggbb, which is seen on photographs, light and dark pages"""
+    """label: in a picture; meaning: half a sentence; css: #rrggbb, seen on photographs and on light and dark pages"""
 
     label: str
     meaning: str

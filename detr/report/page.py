@@ -54,13 +54,12 @@ def render(run: Run, report: Report, summary: Summary, pairs: Sequence[Pair]) ->
 
     What users may name as they like, such as classes and folders, is escaped. Raises InputError without Jinja2.
     """
+    loader = PackageLoader("detr.report")
     environment = Environment(
-        loader=PackageLoader("detr.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"percent": percent, "count": count}
-    source = environment.loader
-    assert source is not None
-    style, script = (source.get_source(environment, name)[0] for name in ("page.css", "page.js"))
+    style, script = (loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
     classes = report.classes
     return environment.get_template("page.html").render(
         run=run,

@@ -65,7 +65,7 @@ def _changes(config: Mapping[str, Any]) -> Iterator[Change]:
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """ {"MODEL": {"DEVICE": "cpu"}} -> {"MODEL.DEVICE": "cpu"} """
+    """{"MODEL": {"DEVICE": "cpu"}} -> {"MODEL.DEVICE": "cpu"}"""
     flat: dict[str, Any] = {}
     for key, value in node.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

@@ -34,7 +34,8 @@ class Browser:
         """
         text = page.read_text(encoding="utf-8")
         if script:
-            show = "const p = document.createElement('pre'); p.id = 'result'; p.textContent = result; document.body.append(p);"
+            show = "const p = document.createElement('pre'); p.id = 'result'; p.textContent = result;"
+            show += "document.body.append(p);"
             text += f"<script>{{ let result = ''; {script}; {show} }}</script>"
         copy = page.with_name("opened.html")
         copy.write_text(text, encoding="utf-8")
@@ -49,7 +50,9 @@ class Browser:
     def screenshot(self, page: Path, png: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         self._run(page, f"--screenshot={png}", width=width, height=height, dark=dark)
 
-    def _run(self, page: Path, what: str, *, width: int, height: int = 900, dark: bool = False) -> subprocess.CompletedProcess:
+    def _run(
+        self, page: Path, what: str, *, width: int, height: int = 900, dark: bool = False
+    ) -> subprocess.CompletedProcess:
         options = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},{height}"]
         options += ["--enable-logging=stderr", f"--user-data-dir={page.parent / 'profile'}"]
         options += ["--blink-settings=preferredColorScheme=0"] if dark else []

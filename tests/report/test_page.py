@@ -76,8 +76,8 @@ def test_the_curve_of_a_class_is_shown(browser, pages):
 @pytest.mark.parametrize("name", ["few", "many"])
 def test_the_page_fits_a_phone(browser, pages, name):
     opened = "for (const x of document.querySelectorAll('details')) x.open = true;"
-    width = browser.result(pages[name], f"{opened} result = [innerWidth, document.documentElement.scrollWidth]", width=375)
-    assert width == "375,375"
+    opened += "result = [innerWidth, document.documentElement.scrollWidth]"
+    assert browser.result(pages[name], opened, width=375) == "375,375"
 
 
 def test_figures_and_page_are_dark_where_the_reader_wants_it(browser, pages):
