@@ -1,9 +1,8 @@
 """The report as one HTML page, which needs nothing beside it: styles, figures and pictures are in it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -68,8 +67,7 @@ def render(run: Run, report: Report, summary: Summary, pairs: Sequence[Pair]) ->
         pairs=pairs,
         style=style,
         script=script,
-        model=_model_name(run.config),
-        weights=run.config.get("MODEL", {}).get("WEIGHTS", ""),
+        model=run.config.get("MODEL"),  # none in a LazyConfig
         tiles=_tiles(report),
         kinds=KINDS,
         errors=ERRORS,
@@ -95,12 +93,6 @@ def headline(report: Report) -> str:
     """ "box AP 70.5, AP50 96.0" """
     mask = "" if report.mask is None else f", mask AP {percent(report.mask.ap)}"
     return f"box AP {percent(report.box.ap)}, AP50 {percent(report.box.ap50)}{mask}"
-
-
-def _model_name(config: Mapping[str, Any]) -> str:
-    """ "Detr with build_resnet_backbone", from a run's config, which may be another kind of config."""
-    model = config.get("MODEL")
-    return f"{model['META_ARCHITECTURE']} with {model['BACKBONE']['NAME']}" if model else "A model"
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
