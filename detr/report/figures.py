@@ -7,7 +7,8 @@ serves light and dark pages, and its letters are the page's.
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 4.6, 3.1  # inches: one figure fills a phone's width with letters that can be read
 FONT_POINTS = 9
+FEW = 30  # points of a curve, which are marked
 
 # Stand-in color -> CSS. No figure may have these colors otherwise.
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
@@ -34,7 +36,7 @@ CLEANING = (
     (r"font-family: [^;]*; ", ""),
 )
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # letters stay text
     "font.family": "sans-serif",
     "font.size": FONT_POINTS,
@@ -60,23 +62,21 @@ STYLE = {
     "path.simplify_threshold": 0.3,
 }
 
-Points = tuple[Sequence[float], Sequence[float]]  # x and y
+Points = tuple[np.ndarray, np.ndarray]  # x and y, both (n,)
 
 
-def line_chart(
-    lines: dict[str, Points], *, title: str, x_label: str, y_label: str = "", percent: bool = False, dots: bool = False
-) -> str:
+def line_chart(lines: Mapping[str, Points], *, title: str, x_label: str, percent: bool = False) -> str:
     """Curves over one axis, as SVG.
 
     lines: what the legend calls a curve -> its points, at most four curves; title: read to those who cannot see it
-    percent: the y axis goes from 0 to 100; else it begins at 0; dots: the points are marked, for there are few
+    percent: the y axis goes from 0 to 100; else it begins at 0
     """
     with matplotlib.rc_context(STYLE):
         figure, axis = _figure()
         for (label, (x, y)), color in zip(lines.items(), SERIES, strict=False):
-            few = dots or len(x) < 30
-            axis.plot(x, y, "o-" if few else "-", color=color, markersize=3.5, label=label)
-        axis.set(xlabel=x_label, ylabel=y_label)
+            # A line hides its points where there are many.
+            axis.plot(x, y, "o-" if len(x) < FEW else "-", color=color, markersize=3.5, label=label)
+        axis.set(xlabel=x_label)
         axis.set_ylim(0, 100 if percent else None)
         axis.margins(x=0.02)
         if len(lines) > 1:

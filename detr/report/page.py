@@ -137,7 +137,7 @@ def confusion_part(matrix: np.ndarray, names: Sequence[str], most: int = MOST_CO
 def _curves(classes: Sequence[ClassReport]) -> str:
     """The precision-recall curves as SVG."""
     curves = [None if np.isnan(x.curve.precision).all() else x.curve.precision for x in classes]
-    marks = [None if x.at_best is None else (x.at_best.recall, x.at_best.precision) for x in classes]
+    marks = [None if x.at_best is None else (x.at_best.recall or 0.0, x.at_best.precision or 0.0) for x in classes]
     known = [x for x in curves if x is not None]
     mean = np.mean(known, axis=0) if len(known) > 1 else None
     return precision_recall(curves, mean, marks, "Precision against recall, a curve for each class")
