@@ -19,10 +19,12 @@ NOTHING = -1
 class Objects:
     """The M annotated boxes, images in ascending order of their ids.
 
+    index: (M,) the place of each in the annotations
     image: (M,) numbers in ``Matches.image_ids``; label: (M,) numbers of the classes
     box: (M, 4) xywh in pixels; crowd: (M,) bool, neither to be found nor wrong to be found; area: (M,) as annotated
     """
 
+    index: np.ndarray
     image: np.ndarray
     label: np.ndarray
     box: np.ndarray
@@ -39,6 +41,7 @@ class Matches:
     """D detections, by image in ascending order of the ids, then by falling score.
 
     image_ids: in ascending order
+    index: (D,) the place of each in the results
     image: (D,) numbers in ``image_ids``; label: (D,) numbers of the classes
     box: (D, 4) xywh in pixels; score: (D,)
     found: (D,) the object of its class that a detection finds, or `NOTHING`
@@ -49,6 +52,7 @@ class Matches:
 
     image_ids: Sequence[Any]
     objects: Objects
+    index: np.ndarray
     image: np.ndarray
     label: np.ndarray
     box: np.ndarray
@@ -83,8 +87,11 @@ def match(
     order = order[_rank(image[order] * len(labels) + label[order]) < MOST_DETECTIONS]
     image, label, box, score = image[order], label[order], box[order], score[order]
     pairs = _pairs(image, box, objects, len(image_ids))
-    found, ignored = _choose(label, objects, *pairs)
-    return Matches(image_ids, objects, image, label, box, score, found, ignored, *pairs)
+    near = (label[pairs[0]] == objects.label[pairs[1]]) & (pairs[2] >= IOU)
+    found = assign(*(x[near] for x in pairs), objects.crowd, objects.crowd, len(order))
+    ignored = np.append(objects.crowd, False)[found]  # the last one for `NOTHING`
+    found[ignored] = NOTHING
+    return Matches(image_ids, objects, order, image, label, box, score, found, ignored, *pairs)
 
 
 def _objects(annotations: Sequence[Mapping[str, Any]], images: dict[Any, int], labels: dict[Any, int]) -> Objects:
@@ -95,7 +102,7 @@ def _objects(annotations: Sequence[Mapping[str, Any]], images: dict[Any, int], l
     crowd = np.array([bool(x.get("iscrowd")) for x in annotations], dtype=bool)
     area = np.array([x.get("area", x["bbox"][2] * x["bbox"][3]) for x in annotations], dtype=float)
     order = np.argsort(image, kind="stable")
-    return Objects(image[order], label[order], box[order], crowd[order], area[order])
+    return Objects(order, image[order], label[order], box[order], crowd[order], area[order])
 
 
 def _numbers(entries: Sequence[Mapping[str, Any]], key: str, numbers: dict[Any, int]) -> np.ndarray:
@@ -132,22 +139,31 @@ def _pairs(image: np.ndarray, box: np.ndarray, objects: Objects, images: int) ->
     return tuple(np.concatenate(x) for x in zip(*found, strict=True))
 
 
-def _choose(
-    label: np.ndarray, objects: Objects, detection: np.ndarray, target: np.ndarray, iou: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """label: (D,) of the detections, which come by falling score; the pairs (P,). Returns ``found`` and ``ignored``."""
-    found, in_crowd = np.full(len(label), NOTHING), np.zeros(len(label), dtype=bool)
-    near = (label[detection] == objects.label[target]) & (iou >= IOU)
-    crowd = objects.crowd[target]
-    in_crowd[detection[near & crowd]] = True
-    kept = near & ~crowd
-    best = np.zeros(len(label))
+def assign(
+    detection: np.ndarray, target: np.ndarray, iou: np.ndarray, ignored: np.ndarray, crowd: np.ndarray, number: int
+) -> np.ndarray:
+    """For each detection the object that it gets, or `NOTHING`: (D,).
+
+    detection, target, iou: (P,) the pairs that may be matched, by detection and then by object; detections come by
+        falling score in each image and class
+    ignored: (M,) bool: objects that a detection gets only where it gets no other
+    crowd: (M,) bool: which of these any number of detections may get; number: D
+    """
+    result = np.full(number, NOTHING)
     taken: set[int] = set()
-    current = NOTHING
-    for d, o, value in zip(detection[kept].tolist(), target[kept].tolist(), iou[kept].tolist(), strict=True):
-        if d != current and current != NOTHING and found[current] != NOTHING:
-            taken.add(int(found[current]))
-        current = d
-        if o not in taken and value >= best[d]:  # of equal ones the last, as COCO's evaluation
-            found[d], best[d] = o, value
-    return found, in_crowd & (found == NOTHING)
+    current, best, best_iou, best_ignored = NOTHING, NOTHING, 0.0, True
+    columns = (detection.tolist(), target.tolist(), iou.tolist(), ignored[target].tolist())
+    for d, o, value, is_ignored in zip(*columns, strict=True):
+        if d != current:
+            if best != NOTHING:
+                result[current] = best
+                if not crowd[best]:
+                    taken.add(best)
+            current, best, best_iou, best_ignored = d, NOTHING, 0.0, True
+        if o in taken or is_ignored > best_ignored:
+            continue
+        if is_ignored < best_ignored or value >= best_iou:  # of equal ones the last, as COCO's evaluation
+            best, best_iou, best_ignored = o, value, is_ignored
+    if best != NOTHING:
+        result[current] = best
+    return result

@@ -8,7 +8,7 @@ import numpy as np
 
 from detr.engine.matching import NOTHING, Matches, match
 from detr.engine.operating_point import ClassCounts, best_threshold, count_classes
-from detr.report.average_precision import average_precision, curve, size_of
+from detr.report.average_precision import AREAS, box_precision, curve, mask_precision
 from detr.report.confusion import confusion_matrix
 from detr.report.errors import KINDS, NUMBER, Kinds, ap50_gains, classify, missed
 from detr.report.findings import findings
@@ -35,11 +35,11 @@ def analyze(run: Run, worst: int = 24) -> Report:
     *classes, total = count_classes(
         run.class_names, matches.label[counted], matches.score[counted], found[counted], objects, threshold
     )
-    box, mean_box = average_precision(run.truth, run.detections, run.category_ids, "bbox")
+    box, mean_box = box_precision(matches, len(objects))
     mask: Sequence[Any] = [None] * len(box)
     mean_mask = None
     if run.has_masks:
-        mask, mean_mask = average_precision(run.truth, run.detections, run.category_ids, "segm")
+        mask, mean_mask = mask_precision(matches, len(objects), run.truth, run.detections)
     details = _details(matches, kinds, objects, run.class_names)
     errors = _errors_by_class(matches, kinds, unseen, threshold, len(objects))
     report = Report(
@@ -95,7 +95,7 @@ def _details(matches: Matches, kinds: Kinds, objects: np.ndarray, names: Sequenc
                 "curve": curve(score, found, int(objects[i])),
                 "objects": int(objects[i]),
                 "images": len(np.unique(truth.image[own])),
-                "sizes": tuple(int(x.sum()) for x in size_of(truth.area[own])),
+                "sizes": tuple(int(((truth.area[own] >= a) & (truth.area[own] <= b)).sum()) for a, b in AREAS[1:]),
                 "best_threshold": best,
                 "at_best": at_best,
             }

@@ -1,82 +1,101 @@
-"""Average precision by class, over all IoU thresholds, at single ones, and of small, medium and large objects."""
+"""Average precision by class: over COCO's IoU thresholds, at single ones, and of small, medium and large objects.
 
-import contextlib
-import copy
-import importlib.util
-import io
+The numbers are those of pycocotools, which needs many minutes for what takes seconds here.
+"""
+
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools import mask as mask_util
 
-from detr.engine.coco_evaluation import count
+from detr.engine.matching import IOU, NOTHING, Matches, assign
 from detr.report.results import AveragePrecision, Curve
 
+IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
-# of the precisions of COCO's evaluation: its number of the IoU threshold (None: the mean over all) and of the size
-COLUMNS = ((None, 0), (0, 0), (5, 0), (None, 1), (None, 2), (None, 3))
+# The least and the most area, in pixels, of all objects, and of small, medium and large ones; the ends are shared.
+AREAS = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
+
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]  # detections, objects, IoU; (P,) each
 
 
-def average_precision(
-    content: Mapping[str, Any], results: Sequence[Mapping[str, Any]], category_ids: Sequence[Any], task: str
+def box_precision(matches: Matches, num_classes: int) -> tuple[list[AveragePrecision], AveragePrecision]:
+    """AP of the boxes of each of the K classes, and their mean over those that have objects (of the size)."""
+    pairs = (matches.pair_detection, matches.pair_object, matches.pair_iou)
+    return _precision(matches, num_classes, pairs, matches.box[:, 2] * matches.box[:, 3])
+
+
+def mask_precision(
+    matches: Matches, num_classes: int, content: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> tuple[list[AveragePrecision], AveragePrecision]:
-    """AP of each of the K classes, and their mean, by hotcoco where it is installed, else by pycocotools.
+    """The same of the masks. content, results: of which the matches are; each with an RLE as its segmentation."""
+    objects = matches.objects
+    true = [content["annotations"][i]["segmentation"] for i in objects.index]
+    masks = [results[i]["segmentation"] for i in matches.index]
+    numbers = np.arange(len(matches.image_ids) + 1)
+    detection_from, object_from = np.searchsorted(matches.image, numbers), np.searchsorted(objects.image, numbers)
+    parts: list[Pairs] = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0))]
+    for i in np.unique(objects.image):
+        own = np.arange(object_from[i], object_from[i + 1])
+        at = np.arange(detection_from[i], detection_from[i + 1])
+        at = at[np.isin(matches.label[at], objects.label[own])]
+        if len(at):
+            crowd = objects.crowd[own].astype(np.uint8)
+            iou = mask_util.iou([masks[d] for d in at], [true[o] for o in own], crowd)
+            rows, columns = np.nonzero(iou >= IOU)
+            parts.append((at[rows], own[columns], iou[rows, columns]))
+    detection, target, iou = (np.concatenate(x) for x in zip(*parts, strict=True))
+    area = np.array([mask_util.area(x) for x in masks], dtype=float)  # of a list of masks it overflows
+    return _precision(matches, num_classes, (detection, target, iou), area)
 
-    content: of a COCO file, the ground truth; results: detections in COCO's format; task: "bbox" or "segm"
-    category_ids: of the K classes, in their order
 
-    AP is NaN for a class without objects (of the size), and the mean is over the others.
+def _precision(
+    matches: Matches, num_classes: int, pairs: Pairs, area: np.ndarray
+) -> tuple[list[AveragePrecision], AveragePrecision]:
+    """area: (D,) of the detections, in pixels"""
+    same = matches.label[pairs[0]] == matches.objects.label[pairs[1]]
+    pairs = (pairs[0][same], pairs[1][same], pairs[2][same])
+    values = np.array([[_at(matches, num_classes, pairs, area, a, t) for t in IOUS] for a in AREAS])  # (A, T, K)
+    every, at_50, at_75 = values.mean(axis=1), values[0, 0], values[0, 5]
+    columns = np.array([every[0], at_50, at_75, *every[1:]])
+    return [AveragePrecision(*map(float, x)) for x in columns.T], AveragePrecision(*map(mean_over_classes, columns))
+
+
+def _at(
+    matches: Matches, num_classes: int, pairs: Pairs, area: np.ndarray, limits: tuple[float, float], threshold: float
+) -> np.ndarray:
+    """(K,) AP at one IoU threshold, of objects and detections with an area within the limits."""
+    objects, number = matches.objects, len(area)
+    ignored = objects.crowd | (objects.area < limits[0]) | (objects.area > limits[1])
+    near = pairs[2] >= threshold
+    found = assign(pairs[0][near], pairs[1][near], pairs[2][near], ignored, objects.crowd, number)
+    outside = (area < limits[0]) | (area > limits[1])
+    counted = np.where(found == NOTHING, ~outside, ~np.append(ignored, False)[found])
+    return precision_by_class(
+        matches.label,
+        matches.score,
+        found != NOTHING,
+        counted,
+        np.bincount(objects.label[~ignored], minlength=num_classes),
+    )
+
+
+def precision_by_class(
+    label: np.ndarray, score: np.ndarray, found: np.ndarray, counted: np.ndarray, objects: np.ndarray
+) -> np.ndarray:
+    """(K,) AP at one IoU threshold; NaN for a class without objects.
+
+    label, score, found: (D,) of the detections, those with equal scores in the order in which they are to come
+    counted: (D,) bool: what is left out is as if it were not detected; objects: (K,) their number
     """
-    numbers = {key: i for i, key in enumerate(category_ids, start=1)}
-    content = {**content, "categories": [{"id": i, "name": str(i)} for i in numbers.values()]}
-    content["annotations"] = [{**x, "category_id": numbers[x["category_id"]]} for x in content["annotations"]]
-    results = [{**x, "category_id": numbers[x["category_id"]]} for x in results]
-    precision = _precision(content, results, task) if results else _zeros(content)
-    precision = np.where(precision < 0, np.nan, precision)  # COCO's -1: no objects
-    by_class = np.array([_mean(precision[slice(t, t if t is None else t + 1), :, :, a]) for t, a in COLUMNS])
-    rows = [AveragePrecision(*map(float, row)) for row in by_class.T]
-    return rows, AveragePrecision(*map(mean_over_classes, by_class))
-
-
-def _precision(content: dict[str, Any], results: list[dict[str, Any]], task: str) -> np.ndarray:
-    """(T, R, K, A), as COCO's evaluation accumulates it: IoU thresholds, recalls, classes, sizes."""
-    if importlib.util.find_spec("hotcoco"):
-        with contextlib.suppress(ValueError):  # hotcoco would count otherwise
-            return np.asarray(count(content, results, task).eval["precision"])[..., -1]
-    if task == "segm":  # else the area would be the box's
-        results = [{key: value for key, value in x.items() if key != "bbox"} for x in results]
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = copy.deepcopy(content)
-        truth.createIndex()
-        counted = COCOeval(truth, truth.loadRes(results), task)
-        counted.evaluate()
-        counted.accumulate()
-    return np.asarray(counted.eval["precision"])[..., -1]
-
-
-def _zeros(content: dict[str, Any]) -> np.ndarray:
-    """Without detections: 0 wherever there is an object, else -1."""
-    result = np.full((10, len(RECALLS), len(content["categories"]), 4), -1.0)
-    for x in content["annotations"]:
-        if not x.get("iscrowd"):
-            result[:, :, x["category_id"] - 1, [0, *(1 + i for i, holds in enumerate(size_of(x["area"])) if holds)]] = 0
-    return result
-
-
-def size_of(area: Any) -> tuple[Any, Any, Any]:
-    """Whether an object of an area in pixels, a number or an array, counts as small, as medium, as large.
-
-    COCO's ranges share their ends.
-    """
-    return area <= 32**2, (area >= 32**2) & (area <= 96**2), area >= 96**2
-
-
-def _mean(precision: np.ndarray) -> np.ndarray:
-    """(T, R, K) to (K,). A class has no NaN, or nothing else."""
-    return precision.mean(axis=(0, 1))
+    at = np.flatnonzero(counted)
+    at = at[np.lexsort((-score[at], label[at]))]
+    ends = np.searchsorted(label[at], np.arange(len(objects) + 1))
+    found = found[at]
+    parts = [found[start:end] for start, end in pairwise(ends)]
+    return np.array([_interpolate(x, int(n))[0].mean() for x, n in zip(parts, objects, strict=True)])
 
 
 def mean_over_classes(values: np.ndarray) -> float:
@@ -86,20 +105,27 @@ def mean_over_classes(values: np.ndarray) -> float:
 
 
 def curve(score: np.ndarray, found: np.ndarray, objects: int) -> Curve:
-    """Precision against recall of one class at one IoU threshold, interpolated as COCO does.
+    """Precision against recall of one class at one IoU threshold.
 
-    score: (D,) of the detections that count, those with equal scores in the order in which they are to come
-    found: (D,) bool: whether each finds an object; objects: their number
+    score, found: (D,) of the detections that count, as ``precision_by_class`` takes them; objects: their number
     """
-    if not objects:
-        return Curve(np.full(len(RECALLS), np.nan), np.full(len(RECALLS), np.nan))
     order = np.argsort(-score, kind="stable")
-    correct = np.cumsum(found[order])
-    precision = correct / np.arange(1, len(order) + 1)
+    precision, places = _interpolate(found[order], objects)
+    scores = np.full(len(RECALLS), np.nan)
+    scores[: len(places)] = score[order][places]
+    return Curve(precision, scores)
+
+
+def _interpolate(found: np.ndarray, objects: int) -> tuple[np.ndarray, np.ndarray]:
+    """found: (D,) bool, by falling score. Returns the precisions at `RECALLS`, as COCO interpolates them, (101,), and
+    for the recalls that are reached the places of the detections that do so."""
+    if not objects:
+        return np.full(len(RECALLS), np.nan), np.zeros(0, dtype=int)
+    correct = np.cumsum(found)
+    precision = correct / np.arange(1, len(found) + 1)
     precision = np.maximum.accumulate(precision[::-1])[::-1]  # the most at this recall or a higher one
     places = np.searchsorted(correct / objects, RECALLS)
-    reached = places < len(order)
-    places = places[reached]
-    result = Curve(np.zeros(len(RECALLS)), np.full(len(RECALLS), np.nan))
-    result.precision[reached], result.scores[reached] = precision[places], score[order][places]
-    return result
+    places = places[places < len(found)]
+    result = np.zeros(len(RECALLS))
+    result[: len(places)] = precision[places]
+    return result, places

@@ -5,13 +5,12 @@ The kinds, and the gain in AP50 where one kind is mended, are those of TIDE (Bol
 localization, classification, duplicate, background, both.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from detr.engine.matching import IOU, NOTHING, Matches
-from detr.report.average_precision import curve, mean_over_classes
+from detr.report.average_precision import mean_over_classes, precision_by_class
 from detr.report.results import (
     BACKGROUND,
     BOTH,
@@ -93,20 +92,21 @@ def ap50_gains(matches: Matches, kinds: Kinds, num_classes: int) -> dict[str, fl
     """
     objects = matches.objects.count(num_classes)
     found = kinds.are(CORRECT)
-    base = _ap50(matches.label, matches.score, found, ~kinds.are(IGNORED), objects)
+    base = mean_over_classes(precision_by_class(matches.label, matches.score, found, ~kinds.are(IGNORED), objects))
     mendable = _first_at_free_objects(matches, kinds)
     gains = {}
     for kind in ERRORS:
         wrong, label, correct, left = kinds.are(kind), matches.label.copy(), found.copy(), objects
         if kind in (CLASSIFICATION, LOCALIZATION):
-            mended = mendable[wrong[mendable]]
-            label[mended] = matches.objects.label[kinds.target[mended]]
-            correct[mended] = True
+            right = mendable[wrong[mendable]]
+            label[right] = matches.objects.label[kinds.target[right]]
+            correct[right] = True
         if kind == MISSED:
             unseen = missed(matches, kinds, -np.inf)
             left = objects - np.bincount(matches.objects.label[unseen], minlength=num_classes)
         counted = (~wrong | correct) & ~kinds.are(IGNORED)
-        gains[kind] = _ap50(label, matches.score, correct, counted, left) - base
+        mended = precision_by_class(label, matches.score, correct, counted, left)
+        gains[kind] = mean_over_classes(mended) - base
     return gains
 
 
@@ -116,13 +116,3 @@ def _first_at_free_objects(matches: Matches, kinds: Kinds) -> np.ndarray:
     at = at[~np.isin(kinds.target[at], matches.found)]
     at = at[np.argsort(-matches.score[at], kind="stable")]
     return at[np.unique(kinds.target[at], return_index=True)[1]]
-
-
-def _ap50(label: np.ndarray, score: np.ndarray, found: np.ndarray, counted: np.ndarray, objects: np.ndarray) -> float:
-    """The mean over classes with objects. counted: (D,) bool: what is left out is as if it were not detected."""
-    counted = np.flatnonzero(counted)
-    counted = counted[np.argsort(label[counted], kind="stable")]
-    ends = np.searchsorted(label[counted], np.arange(len(objects) + 1))
-    parts = [counted[start:end] for start, end in itertools.pairwise(ends)]
-    precisions = [curve(score[x], found[x], int(n)).precision.mean() for x, n in zip(parts, objects, strict=True)]
-    return mean_over_classes(np.array(precisions))

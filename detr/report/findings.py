@@ -84,6 +84,8 @@ def costly_errors(report: Report) -> list[Finding]:
         gain = f"AP50 is {percent(report.box.ap50)}, and would be {points(error.ap50_gain)} higher without them"
         of = (report.counts.objects, "object") if error.kind == MISSED else (report.counts.detections, "detection")
         here = f"at the threshold {report.threshold:g} they are {error.count} of {amount(*of)}"
+        if not error.count:
+            here = f"all of them have scores below the threshold {report.threshold:g}"
         text, action = f"{start}: {gain}; {here}.", ACTION[error.kind]
         if error.kind == CLASSIFICATION and (confused := top_confusion(report)):
             true, predicted, count = confused

@@ -6,7 +6,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from detr.engine.matching import NOTHING, Matches, Objects
-from detr.report.average_precision import size_of
+from detr.report.average_precision import AREAS
 from detr.report.results import MissedObjects
 
 OVERLAP = 0.2  # of a box that another object's box covers
@@ -18,7 +18,7 @@ def missed_objects(matches: Matches, unseen: np.ndarray) -> MissedObjects:
     counted = ~objects.crowd
     found = np.zeros(len(counted), dtype=bool)
     found[matches.found[matches.found != NOTHING]] = True
-    overlapping, small = _overlapping(objects), size_of(objects.area)[0]
+    overlapping, small = _overlapping(objects), objects.area <= AREAS[1][1]
     return MissedObjects(
         count=int(unseen.sum()),
         lower_score=int((unseen & found).sum()),

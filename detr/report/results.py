@@ -56,8 +56,8 @@ class Run:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the detections have masks."""
-        return any("segmentation" in x for x in self.detections)
+        """Whether every detection has a mask."""
+        return bool(self.detections) and all(isinstance(x.get("segmentation"), dict) for x in self.detections)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ def check_detections(detections: Any, path: str, truth: Mapping[str, Any], datas
                 "finite numbers and one; evaluate again"
             )
         for key, known, what in (("image_id", images, "image"), ("category_id", categories, "category")):
-            if x.get(key) not in known:
+            value = x.get(key)
+            if not isinstance(value, (int, str)) or value not in known:
                 raise InputError(
-                    f"{path} is of another data set than {dataset}: the {what} {x.get(key)!r} of number {i} of its "
+                    f"{path} is of another data set than {dataset}: the {what} {value!r} of number {i} of its "
                     "detections is not there; name the right one with --dataset, or evaluate again"
                 )
 
