@@ -24,7 +24,7 @@ def training_figures(metrics: Sequence[Mapping[str, Any]], dataset: str) -> list
     rate = _lines(metrics, {"lr": "learning rate"})
     figures = []
     for lines, caption, percent in (
-        (losses, "Loss, summed over all decoder layers", False),
+        (losses, f"{' and '.join(losses)}, summed over all decoder layers".capitalize(), False),
         (results, f"Results on {dataset}, in percent", True),
         (rate, "Learning rate", False),
     ):

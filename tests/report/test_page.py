@@ -1,5 +1,6 @@
 """The page, in a real browser: it stands alone, can be sorted, fits a phone, and shows names as they are."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from detr.report.page import confusion_part, percent, render
 from detr.report.worst import draw_pair
 from tests.report.browser import Browser, find_browser
-from tests.report.made_up import made_up_report, made_up_run, made_up_summary, worst_image
+from tests.report.made_up import ap, made_up_report, made_up_run, made_up_summary, worst_image
 
 NAN = float("nan")
 SCRIPT = "<script>alert(1)</script>"
@@ -123,6 +124,16 @@ def test_the_most_confused_classes_are_shown():
     np.testing.assert_allclose(part.shares, [[9 / 17, 0, 8 / 17], [0.25, 0.75, 0], [0, 0, 0]])
     assert part.hidden == 2
     assert part.pairs == (("d", "b", 3, 12),)
+
+
+def test_masks_and_warnings_where_there_are_any():
+    report = made_up_report({"one": 0.5})
+    pages = [render(made_up_run(), report, made_up_summary(), [])]
+    row = dataclasses.replace(report.classes[0], mask=ap(0.123))
+    more = dataclasses.replace(report, mask=ap(0.345), classes=(row,), warnings=("the weights are newer",))
+    pages.append(render(made_up_run(), more, made_up_summary(), []))
+    for text in ("mask AP", ">12.3<", ">34.5<", "the weights are newer"):
+        assert [text in page for page in pages] == [False, True]
 
 
 @pytest.mark.parametrize("values", [{"one": 0.5}, {"one": NAN}, {"one": 0.0, "two": NAN}])

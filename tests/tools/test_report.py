@@ -78,7 +78,7 @@ def test_a_run_of_train_net(shapes_root, run_config):
     report.main([cfg.OUTPUT_DIR])
     page = (Path(cfg.OUTPUT_DIR) / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 2
-    assert "Loss, summed" in page
+    assert "Training loss, summed" in page
 
 
 def test_a_wrong_number_of_images(run):
