@@ -35,7 +35,8 @@ class Run:
     config_file: its path
     metrics: the rows of metrics.json, each a dict with "iteration"; empty where nothing was trained here
     dataset: the name of the data set
-    truth: ground truth in COCO's format; "images" with id, height and width
+    truth: ground truth in COCO's format; "images" with id, height and width; where the detections have masks, each
+        annotation has an RLE
     class_names: (K,); category_ids: (K,), of the same classes
     detections: in COCO's format of results, with the ids of ``truth``
     files: image id -> the image file
