@@ -56,10 +56,11 @@ def test_the_page_says_what_the_run_finds(run, capsys):
     assert "star" in " ".join(findings)
 
 
-def test_a_data_set_of_ones_own(run, shapes_root, tmp_path):
+def test_a_data_set_of_ones_own_without_a_config(run, shapes_root, tmp_path):
     shapes = shapes_root / "shapes"
     annotations, images = shapes / "annotations" / "instances_val.json", shapes / "val"
     page = tmp_path / "pages" / "mine.html"
+    (run / "config.yaml").unlink()  # nor is it needed
     data = ["--annotations", str(annotations), "--images", str(images)]
     report.main([str(run), *data, "--output", str(page), "--worst", "0"])
     text = page.read_text(encoding="utf-8")
