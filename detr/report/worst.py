@@ -13,7 +13,7 @@ from detr.data.images import read_image
 from detr.errors import InputError
 from detr.pictures.drawing import draw_objects, label_text
 from detr.report.kinds import KINDS
-from detr.report.results import CORRECT, IGNORED, ImageReport
+from detr.report.results import CORRECT, IGNORED, MISSED, ImageReport
 
 MIN_SIDE, MAX_SIDE = 320, 480  # pixels of a picture's shorter side
 MOST_LABELED = 10  # boxes in a picture; where there are more, only mistakes have a label
@@ -87,7 +87,7 @@ def _draw(
 def _caption(image: ImageReport) -> str:
     """ "2 missed, 1 duplicate" """
     # A wrong detection at an object stands for both of them.
-    kinds = [*image.kinds, *(kind for kind in image.truth_kinds if kind == "missed")]
+    kinds = [*image.kinds, *(kind for kind in image.truth_kinds if kind == MISSED)]
     counts = {kind: kinds.count(kind) for kind in KINDS if kind not in (CORRECT, IGNORED)}
     return ", ".join(f"{count} {KINDS[kind].label}" for kind, count in counts.items() if count)
 

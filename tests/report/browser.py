@@ -47,13 +47,8 @@ class Browser:
         dom = self.open(page, script, width=width, dark=dark).dom
         return re.search(r'<pre id="result">(.*?)</pre>', dom, re.DOTALL)[1]
 
-    def screenshot(self, page: Path, png: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        self._run(page, f"--screenshot={png}", width=width, height=height, dark=dark)
-
-    def _run(
-        self, page: Path, what: str, *, width: int, height: int = 900, dark: bool = False
-    ) -> subprocess.CompletedProcess:
-        options = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},{height}"]
+    def _run(self, page: Path, what: str, *, width: int, dark: bool) -> subprocess.CompletedProcess:
+        options = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},900"]
         options += ["--enable-logging=stderr", f"--user-data-dir={page.parent / 'profile'}"]
         options += ["--blink-settings=preferredColorScheme=0"] if dark else []
         command = [self.path, *options, what, page.resolve().as_uri()]

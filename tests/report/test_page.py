@@ -48,8 +48,18 @@ def test_an_error_on_the_page_would_be_noticed(browser, pages):
 
 
 def test_the_browser_decodes_the_pictures(browser, pages):
-    sizes = "result = [...document.images].map(x => { x.loading = 'eager'; return x.naturalWidth; }).join()"
+    sizes = "result = [...document.images].map(x => x.naturalWidth).join()"
     assert browser.result(pages["few"], sizes) == "426,426"
+
+
+def test_a_click_makes_a_pair_of_pictures_larger(browser, pages):
+    text = pages["few"].read_text(encoding="utf-8")
+    figure = re.search(r'<figure>\s*<div class="pair">.*?</figure>', text, re.DOTALL)[0]
+    page = pages["few"].with_name("two.html")
+    page.write_text(text.replace(figure, 2 * figure), encoding="utf-8")
+    widths = "const pair = document.querySelector('.pair'), before = pair.clientWidth; pair.click();"
+    before, after = browser.result(page, f"{widths} result = [before, pair.clientWidth]").split(",")
+    assert int(after) > 1.9 * int(before)
 
 
 def test_a_class_is_sorted_by_its_name_and_by_its_ap(browser, pages):
