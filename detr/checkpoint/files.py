@@ -178,6 +178,16 @@ def save_file(content: dict[str, Any], path: str) -> None:
         os.replace(new, path)
 
 
+def save_text(text: str, path: str) -> None:
+    """As ``save_file``, for text in UTF-8."""
+    path = os.path.realpath(path)
+    with _place_for(path) as temporary:
+        new = os.path.join(temporary, "new")
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(new, path)
+
+
 def save_folder(write: Callable[[str], None], path: str) -> None:
     """Lets ``write`` fill a folder and puts it in its place once it is whole, instead of one that was there.
 

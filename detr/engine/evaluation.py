@@ -120,13 +120,15 @@ def _evaluator_type(dataset_name: str) -> Any:
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """The evaluator for the ``evaluator_type`` in the data set's metadata; results go to OUTPUT_DIR/inference.
+    """The evaluator for the ``evaluator_type`` in the data set's metadata; results go to OUTPUT_DIR/inference, those of
+    several data sets to a folder each in there.
 
     Raises InputError for a data set without an evaluator, for a package that is missing, and for a TEST.COCO_BACKEND
     that cannot be had.
     """
     check_evaluator(cfg, dataset_name)
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    own = [dataset_name] if len(cfg.DATASETS.TEST) > 1 else []  # else the last set's results would be the only ones
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference", *own)
     kind = _evaluator_type(dataset_name)
     if kind in ("cityscapes_instance", "cityscapes_sem_seg", "pascal_voc"):
         by_kind = {

@@ -1,17 +1,12 @@
 """Precision and recall of detections, and the score threshold at which they are best together."""
 
-import contextlib
-import copy
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-IOU = 0.5  # of a detection and the object that it finds
+from detr.engine.matching import NOTHING, match
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,11 @@ class ClassCounts:
         """The share of the objects that are found; None where there are no objects."""
         return self.found / self.objects if self.objects else None
 
+    @property
+    def f1(self) -> float | None:
+        """2 found / (objects + detections); None where there are neither."""
+        return 2 * self.found / (self.objects + self.detections) if self.objects + self.detections else None
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
@@ -43,57 +43,58 @@ class OperatingPoint:
 
 
 def best_operating_point(content: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> OperatingPoint | None:
-    """The threshold with the highest F1 over all classes together, 2 found / (objects + detections).
+    """The threshold with the highest F1 over all classes together.
 
     content: of a COCO file, the ground truth; results: detections in COCO's format
     A detection finds an object of its class with an IoU of 0.5 or more, as COCO's evaluation matches them; crowds, and
     what is in them, are not counted. Returns None where nothing is found at any threshold.
     """
-    if not results or not content["annotations"]:
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    matches = match(content, results)
+    counted = ~matches.ignored
+    label, score, found = matches.label[counted], matches.score[counted], matches.found[counted] != NOTHING
+    objects = matches.objects.count(len(categories))
+    threshold = best_threshold(score, found, int(objects.sum()))
+    if threshold is None:
         return None
-    matches = _match(content, results)
-    scores, found = (np.concatenate([of_class[i] for _, of_class in matches]) for i in (0, 1))
-    objects = sum(of_class[2] for _, of_class in matches)
-    order = np.argsort(-scores, kind="stable")
-    scores, f1 = scores[order], 2 * np.cumsum(found[order]) / (objects + np.arange(1, len(order) + 1))
-    if not len(f1) or not f1.max():
+    names = [category["name"] for category in categories]
+    return OperatingPoint(threshold, count_classes(names, label, score, found, objects, threshold))
+
+
+def best_threshold(score: np.ndarray, found: np.ndarray, objects: int) -> float | None:
+    """The score threshold with the highest F1; None where nothing is found.
+
+    score: (D,) of the detections, in any order; found: (D,) bool: whether each finds an object; objects: their number
+    """
+    if not found.any():
         return None
+    order = np.argsort(-score, kind="stable")
+    score, f1 = score[order], 2 * np.cumsum(found[order]) / (objects + np.arange(1, len(order) + 1))
+    # Equal scores are above a threshold together, or not at all.
+    last = np.flatnonzero(np.diff(score, append=-np.inf))
+    score, f1 = score[last], f1[last]
     best = int(f1.argmax())
-    following = scores[best + 1] if best + 1 < len(scores) else 0.0
+    following = float(score[best + 1]) if best + 1 < len(score) else 0.0
     # Between the last detection that is taken and the first that is not, rounded where that leaves it between them.
-    middle = float(scores[best] + following) / 2
-    threshold = next((x for x in (round(middle, 2), round(middle, 4)) if following < x <= scores[best]), middle)
-    rows = [_count(name, *of_class, threshold) for name, of_class in matches]
-    total = ClassCounts("all", *(sum(getattr(row, key) for row in rows) for key in ("objects", "detections", "found")))
-    return OperatingPoint(threshold, (*rows, total))
+    middle = (float(score[best]) + following) / 2
+    return next((x for x in (round(middle, 2), round(middle, 4)) if following < x <= score[best]), middle)
 
 
-def _match(
-    content: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, tuple[np.ndarray, np.ndarray, int]]]:
-    """For each class its name, the scores of its detections, whether each finds an object, and its objects."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = copy.deepcopy(dict(content))
-        truth.createIndex()
-        counter = COCOeval(truth, truth.loadRes([dict(x) for x in results]), "bbox")
-        counter.params.iouThrs = np.array([IOU])
-        counter.params.areaRng, counter.params.areaRngLbl = [[0, 1e10]], ["all"]
-        counter.evaluate()
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    images = len(counter.params.imgIds)
-    matches = []
-    for i, category in enumerate(counter.params.catIds):
-        per_image = [x for x in counter.evalImgs[i * images : (i + 1) * images] if x is not None]
-        counted = [~np.asarray(x["dtIgnore"][0], dtype=bool) for x in per_image]
-        scores = [np.asarray(x["dtScores"], dtype=float)[kept] for x, kept in zip(per_image, counted, strict=True)]
-        found = [np.asarray(x["dtMatches"][0])[kept] > 0 for x, kept in zip(per_image, counted, strict=True)]
-        objects = sum(int((~np.asarray(x["gtIgnore"], dtype=bool)).sum()) for x in per_image)
-        empty = np.zeros(0)
-        matches.append((names[category], (np.concatenate([empty, *scores]), np.concatenate([empty, *found]), objects)))
-    return matches
+def count_classes(
+    names: Sequence[str],
+    label: np.ndarray,
+    score: np.ndarray,
+    found: np.ndarray,
+    objects: np.ndarray,
+    threshold: float,
+) -> tuple[ClassCounts, ...]:
+    """The counts at a threshold of each of the K classes, then those of all of them.
 
-
-def _count(name: str, scores: np.ndarray, found: np.ndarray, objects: int, threshold: float) -> ClassCounts:
-    taken = scores >= threshold
-    return ClassCounts(name, objects, int(taken.sum()), int(found[taken].sum()))
+    label, score, found: (D,) of the detections, as ``best_threshold`` takes them; objects: (K,) their number
+    """
+    taken = score >= threshold
+    detections = np.bincount(label[taken], minlength=len(names))
+    correct = np.bincount(label[taken & found], minlength=len(names))
+    columns = (objects.tolist(), detections.tolist(), correct.tolist())
+    rows = [ClassCounts(name, *numbers) for name, *numbers in zip(names, *columns, strict=True)]
+    return (*rows, ClassCounts("all", *map(sum, columns)))

@@ -1,5 +1,6 @@
 """A user's own data sets, named in the config: DATASETS.REGISTER."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -8,11 +9,15 @@ from detr.errors import InputError
 
 
 def register_datasets(cfg: CfgNode) -> None:
-    """Registers what DATASETS.REGISTER names, (name, path) or (name, path, split) each, in any format of register_any.
+    """Registers what DATASETS.REGISTER names. Raises InputError as ``register_entries`` does."""
+    register_entries(cfg.DATASETS.REGISTER)
+
+
+def register_entries(entries: Sequence[Any]) -> None:
+    """Registers data sets, (name, path) or (name, path, split) each, in any format of register_any.
 
     A second call changes nothing. Raises InputError for another entry, and as register_any does.
     """
-    entries = cfg.DATASETS.REGISTER
     if entries and isinstance(entries[0], str):  # a single one, whose brackets were forgotten
         entries = (entries,)
     for entry in entries:

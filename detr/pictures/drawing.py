@@ -73,15 +73,17 @@ def draw_objects(
     labels: Sequence[str],
     masks: Tensor | None = None,
     scale: float = 1.0,
+    colors: Sequence[Color] | None = None,
 ) -> np.ndarray:
     """Boxes, and masks where there are any, each in its class's color.
 
     image: (H, W, 3) uint8, RGB; boxes: (M, 4) xyxy in its pixels; masks: (M, H, W) bool
-    labels: the first ones get a place where there is not space for all
+    labels: the first ones get a place where there is not space for all; "" for none
+    colors: of the M objects, in the place of their classes' colors
 
     Returns the picture (H', W', 3) uint8, RGB.
     """
-    colors = [class_color(index) for index in classes]
+    colors = colors or [class_color(index) for index in classes]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = (-areas).argsort(kind="stable")  # small ones over large ones
     if masks is not None:
@@ -178,7 +180,7 @@ def _write_labels(
         sizes = _measure(visualizer, labels, points)
     positions = place_labels(sizes, boxes, (output.width, output.height), centered)
     for text, position, size, box, color in zip(labels, positions, sizes, boxes, colors, strict=True):
-        if position is None:
+        if position is None or not text:
             continue
         light = tuple(0.5 + channel / 2 for channel in color)
         if gap(position, size, box) > size[1] / 2:

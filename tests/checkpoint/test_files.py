@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from detr.checkpoint.files import load_file, save_file
+from detr.checkpoint.files import load_file, save_file, save_text
 from detr.errors import InputError
 from tests.checkpoint.samples import Mkdir
 
@@ -58,3 +58,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
         save_file({"a": lambda: None}, str(path))
     assert load_file(str(path)) == {"a": 1}
     assert os.listdir(tmp_path) == ["model.pth"]
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path):
+    save_text("caf\N{LATIN SMALL LETTER E WITH ACUTE}", str(tmp_path / "new" / "page.html"))
+    assert (tmp_path / "new" / "page.html").read_bytes() == b"caf\xc3\xa9"
+    with pytest.raises(InputError, match="cannot write"):
+        save_text("text", str(tmp_path / "new" / "page.html" / "below.html"))
+    with pytest.raises(UnicodeEncodeError):
+        save_text("\udc00", str(tmp_path / "new" / "page.html"))
+    assert (tmp_path / "new" / "page.html").read_bytes() == b"caf\xc3\xa9"
+    assert os.listdir(tmp_path / "new") == ["page.html"]

@@ -30,6 +30,14 @@ def test_boxes_have_the_color_of_their_class_and_the_rest_of_the_image_stays():
     assert (picture[110:] == GRAY).all()
 
 
+def test_other_colors_than_those_of_the_classes():
+    boxes = np.array([[20.0, 40.0, 80.0, 90.0], [100.0, 40.0, 150.0, 90.0]])
+    picture = draw_objects(image(), boxes, [1, 3], ["", ""], colors=[(1, 0, 0), (0, 0, 1)])
+    assert near(picture[65, 20], (1, 0, 0))
+    assert near(picture[65, 100], (0, 0, 1))
+    assert (picture[:38] == GRAY).all()  # an object without a label has no dark patch in its place
+
+
 def test_small_boxes_are_drawn_over_large_ones():
     boxes = np.array([[40.0, 40.0, 80.0, 80.0], [40.0, 40.0, 150.0, 110.0]])
     masks = torch.zeros(2, 120, 160, dtype=torch.bool)
