@@ -17,6 +17,7 @@ MAY_SEE_CFG = {
     "modeling/card.py",
     "modeling/parts.py",
     "modeling/small_resnet.py",
+    "modeling/timm_backbone.py",
     "model_zoo.py",
     "model_config.py",
     "finetuning.py",

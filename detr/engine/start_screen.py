@@ -47,7 +47,11 @@ def show_training(
     if is_quiet():
         _show_model(cfg, model)
         source = f"{checkpointer.get_checkpoint_file()}, with optimizer and schedule" if start else cfg.MODEL.WEIGHTS
-        _show_weights(source, getattr(checkpointer, "reinitialized", []))
+        pretrained = ", ".join(getattr(checkpointer, "pretrained", []))
+        if pretrained and not source:
+            show_section("Weights", [f"backbone: timm's {pretrained}", "the rest: random"])
+        else:
+            _show_weights(source, getattr(checkpointer, "reinitialized", []))
         _show_schedule(cfg, start, test_images)
 
 

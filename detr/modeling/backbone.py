@@ -10,7 +10,7 @@ from detectron2.structures import ImageList
 from torch import Tensor
 
 from detr.errors import InputError
-from detr.modeling.folded_resnet import fold_frozen_norms
+from detr.modeling.folded_resnet import checkpoint_blocks, fold_frozen_norms
 
 RESNET_STAGES = ("res2", "res3", "res4", "res5")
 PYRAMID_STRIDES = (16, 8, 4)  # of the maps that the mask head reads: res4, res3, res2
@@ -67,6 +67,15 @@ def freeze_unused(backbone: Backbone, features: Sequence[str], channels: int = 3
         gradients = torch.autograd.grad(total, trainable, allow_unused=True)
         for parameter, gradient in zip(trainable, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
+
+
+def checkpoint_backbone(backbone: Backbone) -> bool:
+    """Lets the blocks of a backbone compute their insides again for the gradient. Returns whether it can.
+
+    A backbone of one's own can where it has a ``checkpoint_blocks`` that returns True.
+    """
+    own = getattr(backbone, "checkpoint_blocks", None)
+    return own() if own is not None else checkpoint_blocks(backbone)
 
 
 def choose_feature(backbone: Backbone, name: str) -> str:
