@@ -74,7 +74,8 @@ def add_detr_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.PRETRAINED = True  # a training without MODEL.WEIGHTS starts from timm's weights, which it fetches
     cfg.MODEL.TIMM.OUT_INDICES = ()  # the features to give, by timm's numbers; (): the last
     cfg.MODEL.TIMM.NORM = "FrozenBN"  # of batch norms; "BN" trains them. Other norms stay as they are
-    cfg.MODEL.TIMM.ARGUMENTS = ()  # (name, value) pairs, more arguments of timm's model
+    # New: (name, value) pairs, more arguments of a backbone of timm, or of Detectron2's RegNet, Swin, ViT or MViT.
+    cfg.MODEL.BACKBONE.ARGUMENTS = ()
 
     # New: what is in the model while it is trained, and not in the model that comes out (docs/training.md).
     # Denoising queries: the true boxes with noise, which the decoder learns to correct (DN-DETR, arXiv 2203.01305).

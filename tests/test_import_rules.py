@@ -15,6 +15,7 @@ MAY_SEE_CFG = {
     "config_node.py",
     "modeling/backbone.py",
     "modeling/card.py",
+    "modeling/detectron2_backbones.py",
     "modeling/parts.py",
     "modeling/small_resnet.py",
     "modeling/timm_backbone.py",

@@ -1,6 +1,6 @@
 """Any model of timm that gives features, as a Detectron2 backbone; timm is an extra.
 
-    N  images, C channels, H x W their size in pixels
+N  images, C channels, H x W their size in pixels
 """
 
 import itertools
@@ -131,8 +131,8 @@ class TimmBackbone(Backbone):
                 self.train()
                 return window * stride
         raise InputError(
-            f"MODEL.TIMM.NAME {self.name} does not take images of any size: {reasons[0]}; choose a model that does, see "
-            "docs/backbones.md"
+            f"MODEL.TIMM.NAME {self.name} does not take images of any size: {reasons[0]}; choose a model that "
+            "does, see docs/backbones.md"
         )
 
 
@@ -163,7 +163,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
             in_channels=input_shape.channels,
             norm=keys.NORM,
             freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-            arguments=dict(keys.ARGUMENTS),
+            arguments=dict(cfg.MODEL.BACKBONE.ARGUMENTS),
         )
 
     backbone = build(keys.OUT_INDICES or (-1,))
