@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, ResNet, SimpleFeaturePyramid, SwinTransformer, ViT, build_backbone
+from detectron2.modeling import Backbone, MViT, ResNet, SimpleFeaturePyramid, SwinTransformer, ViT, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor
 
@@ -48,6 +48,10 @@ class PaddedViT(_WholePatches, ViT):
     """Detectron2's ViT leaves out pixels that fill no patch."""
 
 
+class PaddedMViT(_WholePatches, MViT):
+    """Detectron2's rounds up at every stage, so that features of odd sizes lie beside their positions."""
+
+
 class PaddedPyramid(_WholePatches, SimpleFeaturePyramid):
     """Detectron2's misspells the key of its divisibility, so that nobody reads it."""
 
@@ -56,7 +60,12 @@ class PaddedSwin(_WholePatches, SwinTransformer):
     """Detectron2's misspells the attribute of its divisibility, so that reading it fails."""
 
 
-_PADDED: dict[type, type] = {ViT: PaddedViT, SimpleFeaturePyramid: PaddedPyramid, SwinTransformer: PaddedSwin}
+_PADDED: dict[type, type] = {
+    ViT: PaddedViT,
+    MViT: PaddedMViT,
+    SimpleFeaturePyramid: PaddedPyramid,
+    SwinTransformer: PaddedSwin,
+}
 
 
 def pad_to_patches(backbone: Backbone) -> Backbone:

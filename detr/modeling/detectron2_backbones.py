@@ -5,6 +5,7 @@ its class. All give features of strides 4 to 32, but the ViT, which has one of s
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -90,7 +91,15 @@ def build_mvit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MViT:
 
 def _build(kind: Callable[..., Any], cfg: CfgNode, **arguments: Any) -> Any:
     try:
-        return kind(**{**arguments, **dict(cfg.MODEL.BACKBONE.ARGUMENTS)})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Importing from timm", category=FutureWarning)  # an old path
+            return kind(**{**arguments, **dict(cfg.MODEL.BACKBONE.ARGUMENTS)})
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        raise InputError(
+            f"{cfg.MODEL.BACKBONE.NAME} needs timm, which is not installed: pip install 'detectron2-detr[timm]'"
+        ) from None
     except (TypeError, ValueError, AssertionError) as error:
         given = tuple(cfg.MODEL.BACKBONE.ARGUMENTS)
         raise InputError(

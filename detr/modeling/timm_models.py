@@ -1,7 +1,6 @@
 """Models of timm, made for features of images of any size: built, frozen, and what is wrong where one cannot be."""
 
 import difflib
-import itertools
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -67,10 +66,10 @@ def _why_not(name: str, arguments: Mapping[str, Any], error: Exception) -> str:
     return f"MODEL.TIMM.OUT_INDICES is {indices}, but {name} has these features: {strides}"
 
 
-def freeze_stages(body: Any, name: str, freeze_at: int) -> None:
+def freeze_stages(body: Any, model: str, freeze_at: int) -> None:
     """Freezes the features of strides up to 2 ** freeze_at and all that comes before them; 0 freezes nothing.
 
-    body: as ``create`` returns it; name: in timm
+    body: as ``create`` returns it; model: its name in timm
 
     Raises InputError where it is not known which parameters these are.
     """
@@ -78,16 +77,18 @@ def freeze_stages(body: Any, name: str, freeze_at: int) -> None:
     last = max((index for index, info in enumerate(infos) if info["reduction"] <= 2**freeze_at), default=None)
     if not freeze_at or last is None:
         return
-    module = infos[last]["module"]
+    end = infos[last]["module"]
     # timm registers modules in the order in which they run, and renames some when it takes the features.
-    prefixes = tuple(f"{x}." for x in (module, module.replace(".", "_", 1), f"model.{module}", f"body.{module}"))
-    within = [index for index, (key, _) in enumerate(body.named_parameters()) if key.startswith(prefixes)]
+    names = (end, end.replace(".", "_", 1), f"model.{end}", f"body.{end}")
+    modules = list(body.named_modules())
+    within = [index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(tuple(f"{x}." for x in names))]
     if not within:
         raise InputError(
-            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but where the stages of {name} end is not known: set it to 0"
+            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but where the stages of {model} end is not known: set it to 0"
         )
-    for parameter in itertools.islice(body.parameters(), within[-1] + 1):
-        parameter.requires_grad_(False)
+    for _, module in modules[: within[-1] + 1]:
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
 
 
 def freeze_norms(module: nn.Module, everywhere: bool) -> None:
