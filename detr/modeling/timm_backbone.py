@@ -174,7 +174,18 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
             backbone = build(indices)
     if keys.PRETRAINED and not cfg.MODEL.WEIGHTS:
         _warn_of_input(backbone, cfg)
+    if not keys.PRETRAINED and not cfg.MODEL.WEIGHTS and keys.NORM == "FrozenBN" and _has_batch_norms(backbone):
+        # Some models start with a zero weight in the last norm of every block: frozen, the block would give nothing.
+        logger.warning(
+            "the batch norms of %s are frozen as they are initialized: set MODEL.TIMM.NORM BN, or MODEL.TIMM.PRETRAINED "
+            "True, or name weights in MODEL.WEIGHTS",
+            keys.NAME,
+        )
     return backbone
+
+
+def _has_batch_norms(backbone: TimmBackbone) -> bool:
+    return any(name.endswith("running_var") for name, _ in backbone.named_buffers())
 
 
 def _warn_of_input(backbone: TimmBackbone, cfg: CfgNode) -> None:

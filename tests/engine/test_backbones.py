@@ -1,8 +1,10 @@
 """Every family of backbones trains one step and is evaluated, in a tiny version, from its config where it has one."""
 
+import re
+
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
 
 from detr.engine.defaults import load_config
@@ -30,7 +32,7 @@ DETECTRON2_SWIN = (("embed_dim", 16), ("depths", [1, 1, 1, 1]), ("num_heads", [1
 # Name -> what makes the config's backbone tiny.
 CONFIGS = {
     "fpn_R_50": {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64, "MODEL.FPN.OUT_CHANNELS": 32},
-    "regnety_040": {"MODEL.TIMM.NAME": "regnety_002"},
+    "regnety_040": {"MODEL.TIMM.NAME": "regnety_002", "MODEL.TIMM.NORM": "BN"},
     "convnext_tiny": {"MODEL.BACKBONE.ARGUMENTS": (("depths", [1, 1, 1, 1]), ("dims", [8, 16, 24, 32]))},
     "swin_tiny": {"MODEL.BACKBONE.ARGUMENTS": DETECTRON2_SWIN},  # timm's arguments have the same names
     "vit_small": {"MODEL.BACKBONE.ARGUMENTS": (("embed_dim", 32), ("depth", 2), ("num_heads", 2))},
@@ -82,6 +84,17 @@ def train_one_step(cfg):
     assert moved <= trained
     assert len(moved) > len(trained) / 2  # behind a layer scale of 1e-6, a step is too small for float32
     return model
+
+
+def test_a_backbone_of_ones_own_is_built_as_the_page_says(tiny_config):
+    names = {"cfg": tiny_config()}
+    page = (ROOT / "docs" / "backbones.md").read_text()
+    exec(re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1], names)
+    model = build_model(names["cfg"]).eval()
+    images = model.preprocess([{"image": torch.zeros(3, 50, 70, dtype=torch.uint8)}])
+    assert images.tensor.shape[-2:] == (64, 80)
+    assert model.forward_network(images, return_intermediate=False).boxes.isfinite().all()
+    BACKBONE_REGISTRY._obj_map.pop("Patches")
 
 
 def test_every_config_of_a_backbone_is_tested():

@@ -70,7 +70,7 @@ def test_channels_of_a_model_that_has_them_last_are_moved():
 
 
 def test_windows_of_a_fixed_grid_make_the_divisibility_larger():
-    backbone = TimmBackbone("maxvit_pico_rw_256", arguments={"depths": (1, 1, 1, 1), "embed_dim": (8, 16, 24, 32)})
+    backbone = TimmBackbone("maxvit_pico_rw_256", arguments={"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 32)})
     assert backbone.size_divisibility == 8 * 32
     assert backbone.eval()(torch.zeros(1, 3, 256, 512))["feature4"].shape[-2:] == (8, 16)
 
@@ -153,6 +153,16 @@ def test_trained_batch_norms_are_not_computed_again(timm_config):
     settings = {"MODEL.TIMM.NAME": "resnet10t", "MODEL.BACKBONE.ARGUMENTS": (), "MODEL.TIMM.NORM": "BN"}
     with pytest.raises(InputError, match="without trained batch norms"):
         build_model(timm_config({**settings, "MODEL.DETR.ACTIVATION_CHECKPOINT": ("backbone",)}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"), [({}, True), ({"MODEL.TIMM.NORM": "BN"}, False), ({"MODEL.WEIGHTS": "mine.pth"}, False)]
+)
+def test_norms_that_are_frozen_before_they_learned_are_warned_of(timm_config, caplog, settings, warns):
+    settings = {"MODEL.TIMM.NAME": "test_byobnet", "MODEL.BACKBONE.ARGUMENTS": (), **settings}
+    with caplog.at_level(logging.WARNING, "detr.modeling"):
+        build_timm_backbone(timm_config(settings), ShapeSpec(channels=3))
+    assert ("the batch norms of test_byobnet are frozen as they are initialized" in caplog.text) == warns
 
 
 def test_masks_get_the_features_that_they_need_whether_listed_or_not(timm_config):
