@@ -177,8 +177,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     if not keys.PRETRAINED and not cfg.MODEL.WEIGHTS and keys.NORM == "FrozenBN" and _has_batch_norms(backbone):
         # Some models start with a zero weight in the last norm of every block: frozen, the block would give nothing.
         logger.warning(
-            "the batch norms of %s are frozen as they are initialized: set MODEL.TIMM.NORM BN, or MODEL.TIMM.PRETRAINED "
-            "True, or name weights in MODEL.WEIGHTS",
+            "the batch norms of %s are frozen as they are initialized: set MODEL.TIMM.NORM BN, or "
+            "MODEL.TIMM.PRETRAINED True, or name weights in MODEL.WEIGHTS",
             keys.NAME,
         )
     return backbone
