@@ -24,29 +24,35 @@ def main() -> int:
 
     import torch
 
-    from benchmarks import learning, report
+    from benchmarks import learning, photos, report
     from benchmarks.growth import TOPICS
     from benchmarks.parts import PARTS
-    from benchmarks.timing import MIN_REPEATS, Settings
+    from benchmarks.timing import MIN_REPEATS, Settings, Unavailable
 
     if options.list:
         for name, part in PARTS.items():
             print(f"{name:14} {part.work}, goal {part.goal}")
         print(f"{'growth':14} how cost grows: {', '.join(TOPICS)}")
         print(f"{'learning':14} AP against training steps: {', '.join(learning.RECIPES)}; by itself, hours")
+        print(f"{'photos':14} AP on photographs that are trained on: {', '.join(photos.RECIPES)}; by itself, an hour")
         return 0
-    if "learning" in options.parts and len(options.parts) > 1:
-        print("learning takes hours and has a run of its own: name it alone", file=sys.stderr)
+    trainings = {"learning": learning.measure, "photos": photos.measure}
+    if trainings.keys() & set(options.parts) and len(options.parts) > 1:
+        print(f"{' and '.join(trainings)} take long and have runs of their own: name one alone", file=sys.stderr)
         return 2
-    if unknown := set(options.parts) - PARTS.keys() - {"learning"}:
+    if unknown := set(options.parts) - PARTS.keys() - trainings.keys():
         print(f"unknown parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}", file=sys.stderr)
         return 2
     if options.repeats < MIN_REPEATS and not options.smoke:
         print(f"--repeats must be {MIN_REPEATS} or more: fewer give no median worth printing", file=sys.stderr)
         return 2
-    if options.parts == ["learning"]:
+    if set(options.parts) <= trainings.keys() and options.parts:
         where = {**report.machine(Settings(threads=1)), "date": report.today()}
-        learning.measure(where, jobs=options.threads, smoke=options.smoke)
+        try:
+            trainings[options.parts[0]](where, jobs=options.threads, smoke=options.smoke)
+        except Unavailable as reason:
+            print(reason, file=sys.stderr)
+            return 2
         return 0
     torch.set_num_threads(options.threads)
     settings = Settings(1 if options.smoke else options.repeats, options.threads, options.smoke)

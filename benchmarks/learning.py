@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,25 @@ def _in_process(name: str, seed: int, smoke: bool) -> list[Point]:
 
 def train(name: str, seed: int, smoke: bool = False) -> list[Point]:
     """The evaluations of one training."""
-    from detectron2.engine import HookBase
-
     from detr.data.shapes import ensure_shapes
     from detr.engine.defaults import load_config
-    from detr.engine.trainer import Trainer
 
     ensure_shapes()
     recipe, curve = RECIPES[name], list[Point]()
+    with tempfile.TemporaryDirectory() as folder:
+        keys: dict[str, object] = {**PLAIN, **recipe.keys, "OUTPUT_DIR": folder, "SEED": seed, "TEST.EVAL_EPOCHS": 1}
+        keys |= {"SOLVER.MAX_EPOCHS": recipe.epochs, "SOLVER.CHECKPOINT_EPOCHS": 0}
+        if smoke:
+            keys |= {"SOLVER.MAX_ITER": 2, "TEST.EVAL_PERIOD": 0}
+        run(load_config(str(CONFIG), [str(x) for pair in keys.items() for x in pair]), curve.append)
+    return curve
+
+
+def run(cfg: Any, record: Callable[[Point], object]) -> None:
+    """Trains, and hands over a point after every evaluation. cfg: a CfgNode"""
+    from detectron2.engine import HookBase
+
+    from detr.engine.trainer import Trainer
 
     class TimedTrainer(Trainer):
         seconds = 0.0
@@ -121,26 +132,20 @@ def train(name: str, seed: int, smoke: bool = False) -> list[Point]:
             latest = self.trainer.storage.latest()
             step = self.trainer.iter + 1
             if "bbox/AP" in latest and latest["bbox/AP"][1] == self.trainer.iter:
-                curve.append(self.point(step))
+                record(self.point(step))
 
         def after_train(self) -> None:
-            curve.append(self.point(self.trainer.max_iter))
+            record(self.point(self.trainer.max_iter))
 
         def point(self, step: int) -> Point:
             latest = self.trainer.storage.latest()
             scores = {key: latest[f"bbox/{key}"][0] for key in ("AP", "AP50")}
             return {"step": step, "seconds": self.trainer.seconds, **scores}
 
-    with tempfile.TemporaryDirectory() as folder:
-        keys: dict[str, object] = {**PLAIN, **recipe.keys, "OUTPUT_DIR": folder, "SEED": seed, "TEST.EVAL_EPOCHS": 1}
-        keys |= {"SOLVER.MAX_EPOCHS": recipe.epochs, "SOLVER.CHECKPOINT_EPOCHS": 0}
-        if smoke:
-            keys |= {"SOLVER.MAX_ITER": 2, "TEST.EVAL_PERIOD": 0}
-        trainer = TimedTrainer(load_config(str(CONFIG), [str(x) for pair in keys.items() for x in pair]))
-        trainer.register_hooks([Recorder()])
-        trainer.resume_or_load(resume=False)
-        trainer.train()
-    return curve
+    trainer = TimedTrainer(cfg)
+    trainer.register_hooks([Recorder()])
+    trainer.resume_or_load(resume=False)
+    trainer.train()
 
 
 def steps_to(curve: Sequence[Point], ap: float, unit: str = "step") -> float | None:

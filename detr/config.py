@@ -68,6 +68,15 @@ def add_detr_config(cfg: CN) -> None:
     # New: the backbone feature that the transformer reads; "" takes the backbone's last.
     cfg.MODEL.DETR.IN_FEATURE = ""
 
+    # New: for MODEL.BACKBONE.NAME "build_timm_backbone", a model of timm by its name (docs/backbones.md).
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""  # with or without the tag of its weights: "resnet50", "resnet50.a1_in1k"
+    cfg.MODEL.TIMM.PRETRAINED = True  # a training without MODEL.WEIGHTS starts from timm's weights, which it fetches
+    cfg.MODEL.TIMM.OUT_INDICES = ()  # the features to give, by timm's numbers; (): the last
+    cfg.MODEL.TIMM.NORM = "FrozenBN"  # of batch norms; "BN" trains them. Other norms stay as they are
+    # New: (name, value) pairs, more arguments of a backbone of timm, or of Detectron2's RegNet, Swin, ViT or MViT.
+    cfg.MODEL.BACKBONE.ARGUMENTS = ()
+
     # New: what is in the model while it is trained, and not in the model that comes out (docs/training.md).
     # Denoising queries: the true boxes with noise, which the decoder learns to correct (DN-DETR, arXiv 2203.01305).
     cfg.MODEL.DETR.DENOISING = CN()
@@ -80,7 +89,8 @@ def add_detr_config(cfg: CN) -> None:
     cfg.MODEL.DETR.ANCHOR_QUERIES = False  # queries are embedded boxes, which are learned (DAB-DETR, arXiv 2201.12329)
 
     # New: parts whose insides are computed again for the gradient instead of being kept in memory (activation
-    # checkpointing): any of "backbone" (a ResNet with frozen norms), "transformer" and "mask_head".
+    # checkpointing): any of "backbone" (a ResNet or a timm model without trained batch norms), "transformer" and
+    # "mask_head".
     cfg.MODEL.DETR.ACTIVATION_CHECKPOINT = ()
     # New: "bfloat16" or "float16" computes products and convolutions so outside training; weights, sums and
     # heads stay in float32.

@@ -25,6 +25,7 @@ from detr.checkpoint.wrappers import unwrapped_names
 from detr.errors import InputError
 from detr.modeling.card import ModelCard
 from detr.modeling.meta_arch import Detr
+from detr.modeling.timm_backbone import load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class DetrCheckpointer(DetectionCheckpointer):
     """
 
     reinitialized: list[str]
+    pretrained: list[str]  # timm's models whose weights were taken where no path was given
     _resumes = False  # whether a checkpoint without a part is an error
     _known_format = False  # of the file that is loaded
     card = ModelCard()  # what the file that was loaded last says of its model
@@ -67,6 +69,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         self._restored = {name: part for name, part in known if checkpointables is None or name in checkpointables}
         # An exported model has its weights in its graph: there is nothing to load.
         self.reinitialized = [] if path or not self.model.state_dict() else ["there are no weights"]
+        self.pretrained = [] if path else load_pretrained(self.model)
         path, self._options = split_options(path or "")
         if path:
             path = local_path(path)

@@ -47,7 +47,11 @@ def show_training(
     if is_quiet():
         _show_model(cfg, model)
         source = f"{checkpointer.get_checkpoint_file()}, with optimizer and schedule" if start else cfg.MODEL.WEIGHTS
-        _show_weights(source, getattr(checkpointer, "reinitialized", []))
+        pretrained = ", ".join(getattr(checkpointer, "pretrained", []))
+        if pretrained and not source:
+            show_section("Weights", [f"backbone: timm's {pretrained}", "the rest: random"])
+        else:
+            _show_weights(source, getattr(checkpointer, "reinitialized", []))
         _show_schedule(cfg, start, test_images)
 
 
@@ -66,11 +70,13 @@ def _show_model(cfg: CfgNode, model: torch.nn.Module) -> None:
         sum(x.numel() for x in parameters),
         sum(x.numel() for x in parameters if x.requires_grad),
     )
-    backbone = cfg.MODEL.BACKBONE.NAME.removeprefix("build_").removesuffix("_backbone")
+    backbone = cfg.MODEL.BACKBONE.NAME.removeprefix("build_").removesuffix("_backbone").replace("_", " ")
     if backbone.startswith("resnet"):
         backbone += str(cfg.MODEL.RESNETS.DEPTH)
+    elif backbone == "timm":
+        backbone = f"{cfg.MODEL.TIMM.NAME} of timm"
     size = sum(x.numel() * x.element_size() for x in model.state_dict().values())
-    parts = [cfg.MODEL.META_ARCHITECTURE, backbone.replace("_", " "), f"{_millions(total)} parameters"]
+    parts = [cfg.MODEL.META_ARCHITECTURE, backbone, f"{_millions(total)} parameters"]
     if _millions(trained) != _millions(total):
         parts[-1] += f", {_millions(trained)} of them trained"
     parts.append(f"{size / 2**20:.0f} MB")

@@ -1,16 +1,17 @@
 """The backbone adapter: any Detectron2 backbone gives the feature map and its padding mask."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, ResNet, build_backbone
+from detectron2.modeling import Backbone, MViT, ResNet, SimpleFeaturePyramid, SwinTransformer, ViT, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor
 
 from detr.errors import InputError
-from detr.modeling.folded_resnet import fold_frozen_norms
+from detr.modeling.folded_resnet import checkpoint_blocks, fold_frozen_norms
 
 RESNET_STAGES = ("res2", "res3", "res4", "res5")
 PYRAMID_STRIDES = (16, 8, 4)  # of the maps that the mask head reads: res4, res3, res2
@@ -27,6 +28,49 @@ def build_detr_backbone(cfg: CfgNode) -> Backbone:
     if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2 and "res5" in backbone.stage_names:
         _undilate_first_block(backbone)
     fold_frozen_norms(backbone)
+    return pad_to_patches(backbone)
+
+
+class _WholePatches:
+    """Images are padded to multiples of the coarsest stride."""
+
+    @property
+    def size_divisibility(self: Any) -> int:
+        return max(shape.stride for shape in self.output_shape().values())  # type: ignore[no-any-return]
+
+    @property
+    def padding_constraints(self: Any) -> dict[str, int]:
+        square = super().padding_constraints.get("square_size", 0)  # type: ignore[misc]
+        return {"square_size": square} if square else {}
+
+
+class PaddedViT(_WholePatches, ViT):
+    """Detectron2's ViT leaves out pixels that fill no patch."""
+
+
+class PaddedMViT(_WholePatches, MViT):
+    """Detectron2's rounds up at every stage, so that features of odd sizes lie beside their positions."""
+
+
+class PaddedPyramid(_WholePatches, SimpleFeaturePyramid):
+    """Detectron2's misspells the key of its divisibility, so that nobody reads it."""
+
+
+class PaddedSwin(_WholePatches, SwinTransformer):
+    """Detectron2's misspells the attribute of its divisibility, so that reading it fails."""
+
+
+_PADDED: dict[type, type] = {
+    ViT: PaddedViT,
+    MViT: PaddedMViT,
+    SimpleFeaturePyramid: PaddedPyramid,
+    SwinTransformer: PaddedSwin,
+}
+
+
+def pad_to_patches(backbone: Backbone) -> Backbone:
+    """The same backbone, which asks for images of whole patches where Detectron2's own asks for nothing."""
+    backbone.__class__ = _PADDED.get(type(backbone), type(backbone))
     return backbone
 
 
@@ -67,6 +111,15 @@ def freeze_unused(backbone: Backbone, features: Sequence[str], channels: int = 3
         gradients = torch.autograd.grad(total, trainable, allow_unused=True)
         for parameter, gradient in zip(trainable, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
+
+
+def checkpoint_backbone(backbone: Backbone) -> bool:
+    """Lets the blocks of a backbone compute their insides again for the gradient. Returns whether it can.
+
+    A backbone of one's own can where it has a ``checkpoint_blocks`` that returns True.
+    """
+    own = getattr(backbone, "checkpoint_blocks", None)
+    return own() if own is not None else checkpoint_blocks(backbone)
 
 
 def choose_feature(backbone: Backbone, name: str) -> str:

@@ -15,7 +15,7 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from detr.modeling.backbone import padding_mask
+from detr.modeling.backbone import pad_to_patches, padding_mask
 from detr.modeling.card import ModelCard
 from detr.modeling.criterion import SetCriterion
 from detr.modeling.mask_head import MaskFeatures, MaskHead
@@ -71,7 +71,7 @@ class Detr(BaseDetr):
         """
         super().__init__(pixel_mean, pixel_std)
         d = transformer.d
-        self.backbone = backbone
+        self.backbone = pad_to_patches(backbone)
         self.in_feature = in_feature
         self.position_encoding = position_encoding
         self.input_proj = nn.Conv2d(backbone.output_shape()[in_feature].channels, d, kernel_size=1)

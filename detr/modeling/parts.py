@@ -8,10 +8,15 @@ from detectron2.config import CfgNode
 from detr.config import check_model_keys, warn_of_unread_keys
 from detr.config_node import remember
 from detr.errors import InputError
-from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, freeze_unused
+from detr.modeling.backbone import (
+    build_detr_backbone,
+    checkpoint_backbone,
+    choose_feature,
+    choose_pyramid,
+    freeze_unused,
+)
 from detr.modeling.criterion import SetCriterion
 from detr.modeling.denoising import Denoising
-from detr.modeling.folded_resnet import checkpoint_blocks
 from detr.modeling.mask_head import MaskHead
 from detr.modeling.matcher import HungarianMatcher
 from detr.modeling.position_encoding import LearnedPositionEncoding, SinePositionEncoding
@@ -35,10 +40,11 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
     shapes = backbone.output_shape()
     if len(shapes) > 1:
         freeze_unused(backbone, (in_feature, *pyramid), channels=len(cfg.MODEL.PIXEL_MEAN))
-    if "backbone" in checkpointed and not checkpoint_blocks(backbone):
+    if "backbone" in checkpointed and not checkpoint_backbone(backbone):
         raise InputError(
-            "MODEL.DETR.ACTIVATION_CHECKPOINT has 'backbone', but that is for a ResNet of frozen norms "
-            f"(MODEL.RESNETS.NORM FrozenBN), and MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}: leave it out"
+            "MODEL.DETR.ACTIVATION_CHECKPOINT has 'backbone', but that is for a ResNet or a timm model without trained "
+            "batch norms (MODEL.RESNETS.NORM or MODEL.TIMM.NORM FrozenBN), and MODEL.BACKBONE.NAME is "
+            f"{cfg.MODEL.BACKBONE.NAME}: leave it out"
         )
     data_sets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
     panoptic = PanopticSettings(keys.PANOPTIC.SCORE_THRESHOLD, keys.PANOPTIC.MIN_AREA, keys.PANOPTIC.STUFF_MERGE)
