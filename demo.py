@@ -22,15 +22,15 @@ import numpy as np
 from tqdm import tqdm
 
 import detr
-from detr.coco_results import ResultsFile, coco_results
 from detr.errors import INTERRUPTED, InputError, OneLineParser, exit_with_one_line
-from detr.image_inputs import find_images
-from detr.picture_files import choose_targets, choose_video, sheet_path
+from detr.inference.coco_results import ResultsFile, coco_results
+from detr.inference.image_inputs import find_images
+from detr.inference.streams import Item, detect, detect_with_attention, read_frames, read_images
 from detr.pictures.attention import attention_sheet
 from detr.pictures.drawing import draw_prediction
+from detr.pictures.files import choose_targets, choose_video, sheet_path
 from detr.pictures.sheets import save_picture
 from detr.predictor import Predictor
-from detr.streams import Item, detect, detect_with_attention, read_frames, read_images
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 
@@ -112,13 +112,13 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 where an input was skipped, 130 after Ctrl-C."""
     args = parse_args(argv)
     if args.tiles:
-        import detr.tiles  # noqa: F401  an extra, missed before the model is loaded
+        import detr.inference.tiles  # noqa: F401  an extra, missed before the model is loaded
     paths = find_images(args.input) if args.input else []
     targets = choose_targets(paths, Path(args.output), args.attention) if args.input and args.output else []
     with contextlib.ExitStack() as stack:
         video = None
         if args.video_input:
-            from detr.video import VideoReader  # an extra
+            from detr.inference.video import VideoReader  # an extra
 
             video = stack.enter_context(VideoReader(args.video_input))
         sink = open_sink(args, targets, video, stack)
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         elif video:
             items = read_frames(video, args.video_input)
         else:
-            from detr.video import camera_frames
+            from detr.inference.video import camera_frames
 
             items = read_frames(camera_frames(), "camera 0")
         count, found, kind, start, status = 0, 0, "objects", time.monotonic(), 0
@@ -183,7 +183,7 @@ def open_sink(args: argparse.Namespace, targets: list[Path], video: Any, stack: 
     if targets:
         return lambda item, picture: save_picture(picture, targets[item.number - 1])
     if args.output:
-        from detr.video import VideoWriter  # an extra
+        from detr.inference.video import VideoWriter  # an extra
 
         name = Path(args.video_input).stem if args.video_input else "camera"
         path = choose_video(Path(args.output), name, args.video_input)

@@ -7,21 +7,21 @@ torch.hub.load(REPOSITORY, "detr_resnet101_panoptic", pretrained=True, return_po
 import collections.abc
 import typing
 
-import detr.hub_model
-import detr.hub_postprocessing
+import detr.torch_hub.model
+import detr.torch_hub.postprocessing
 
 dependencies = ["torch", "torchvision", "detectron2", "scipy", "fvcore"]
 
 
 def _entry_point(name: str) -> collections.abc.Callable[..., typing.Any]:
     released = detr.model_zoo.entry(name)
-    ids = detr.hub_model.num_columns(released.num_classes) - 1
+    ids = detr.torch_hub.model.num_columns(released.num_classes) - 1
 
     def build_boxes(
         pretrained: bool = False, num_classes: int = released.num_classes, return_postprocessor: bool = False
     ) -> typing.Any:
-        model = detr.hub_model.hub_model(name, pretrained, num_classes)
-        return (model, detr.hub_postprocessing.BoxPostprocessor()) if return_postprocessor else model
+        model = detr.torch_hub.model.hub_model(name, pretrained, num_classes)
+        return (model, detr.torch_hub.postprocessing.BoxPostprocessor()) if return_postprocessor else model
 
     def build_panoptic(
         pretrained: bool = False,
@@ -29,8 +29,10 @@ def _entry_point(name: str) -> collections.abc.Callable[..., typing.Any]:
         threshold: float = 0.85,
         return_postprocessor: bool = False,
     ) -> typing.Any:
-        model = detr.hub_model.hub_model(name, pretrained, num_classes, threshold)
-        return (model, detr.hub_postprocessing.PanopticPostprocessor(threshold)) if return_postprocessor else model
+        model = detr.torch_hub.model.hub_model(name, pretrained, num_classes, threshold)
+        return (
+            (model, detr.torch_hub.postprocessing.PanopticPostprocessor(threshold)) if return_postprocessor else model
+        )
 
     published = f"box AP {released.box_ap}" + (f", PQ {released.pq}" if released.pq else "")
     threshold = "threshold: the score that a query needs to take part in a panoptic map\n    " if released.pq else ""

@@ -96,6 +96,7 @@ DEV = [
     "ipykernel>=6.29,<8",  # runs the notebooks
     "mypy>=2.1,<3",
     "nbclient>=0.10,<0.12",
+    "psutil>=5.9,<8",  # Detectron2's benchmark.py imports it
     "pytest>=9,<10",
     "pytest-xdist>=3.6,<4",
     "ruff>=0.15,<0.18",  # the formatter's style may change with the middle number
@@ -127,7 +128,10 @@ if __name__ == "__main__":  # the tests read the lists above without building an
         # An installed detr.model_zoo finds the configs in the package.
         packages=[*find_packages(include=["detr", "detr.*"]), "detr.configs"],
         package_dir={"detr.configs": "configs"},
-        package_data={"detr.configs": ["*.yaml", "*/*.yaml"]},
+        package_data={
+            "detr.configs": ["*.yaml", "*/*.yaml", "lazy/*.py", "lazy/common/*.py"],
+            "detr.report": ["templates/*"],
+        },
         python_requires=">=3.10,<3.14",
         install_requires=INSTALL_REQUIRES,
         extras_require={

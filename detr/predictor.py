@@ -17,15 +17,15 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from detr import image_inputs
-from detr.batches import Output, run_in_batches
 from detr.checkpoint import DetrCheckpointer, read_card
 from detr.config import check_names
 from detr.data.metadata import class_names
 from detr.data.transforms import AnnotatedImage, evaluation_augmentations
 from detr.engine.defaults import check_weights, check_whole
 from detr.errors import InputError
-from detr.image_inputs import ImageInput
+from detr.inference import image_inputs
+from detr.inference.batches import Output, run_in_batches
+from detr.inference.image_inputs import ImageInput
 from detr.model_config import config_of
 from detr.modeling.attention_maps import Attention, Point, attention
 from detr.modeling.card import HasCard
@@ -125,7 +125,7 @@ class Predictor:
         """Detectron2's output of each image, in the order of the images, while they are read.
 
         images: paths, URLs, images of PIL's, or arrays (H, W, 3) uint8; an iterator of any length. At most
-            ``detr.batches.BATCHES_AHEAD`` batches are kept in memory
+            ``detr.inference.batches.BATCHES_AHEAD`` batches are kept in memory
         color: of arrays, "RGB" or "BGR"
 
         Yields dicts on the CPU: ``instances`` as ``__call__`` describes them, and where the model has it

@@ -15,8 +15,8 @@ from PIL import Image
 
 import demo
 from detr.errors import InputError
-from detr.picture_files import choose_targets, choose_video
-from detr.video import VideoReader, VideoWriter
+from detr.inference.video import VideoReader, VideoWriter
+from detr.pictures.files import choose_targets, choose_video
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 from tests.finder import save_finder
 
@@ -233,7 +233,7 @@ def test_without_a_display_output_must_be_named(finder, tmp_path, monkeypatch):
     ("option", "package", "extra"), [("--tiles", "sahi.models.detectron2", "tiles"), ("--video-input", "av", "video")]
 )
 def test_a_missing_package_is_one_line(option, package, extra, finder, tmp_path, monkeypatch):
-    for name in ("detr.tiles", "detr.video"):
+    for name in ("detr.inference.tiles", "detr.inference.video"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     save_image(tmp_path / "a.png")

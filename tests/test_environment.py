@@ -21,8 +21,8 @@ USES_EXTRAS = {
     "pictures/drawing.py": ("DETECTRON2",),
     "engine/progress.py": ("DETECTRON2",),
     "engine/terminal.py": ("DETECTRON2",),
-    "tiles.py": ("TILES",),
-    "video.py": ("VIDEO", "DETECTRON2"),
+    "inference/tiles.py": ("TILES",),
+    "inference/video.py": ("VIDEO", "DETECTRON2"),
 }
 
 BLOCK = """

@@ -16,13 +16,13 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import detr
-from detr import image_inputs
-from detr.batches import BATCHES_AHEAD
 from detr.checkpoint import DetrCheckpointer, set_score_threshold
 from detr.engine.defaults import load_config
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
 from detr.export import export
+from detr.inference import image_inputs
+from detr.inference.batches import BATCHES_AHEAD
 from detr.predictor import Predictor
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 from tests.finder import save_finder

@@ -18,11 +18,11 @@ import detr
 from detr.data.loading import load_dataset
 from detr.engine.registration import register_datasets
 from detr.errors import InputError, OneLineParser, exit_with_one_line
-from detr.image_inputs import find_images
-from detr.picture_files import WRITTEN_SUFFIXES
+from detr.inference.image_inputs import find_images
+from detr.inference.query_use import QueryUse, parse_queries, weights_of_run
+from detr.pictures.files import WRITTEN_SUFFIXES
 from detr.pictures.queries import query_panels
 from detr.pictures.sheets import save_picture
-from detr.query_use import QueryUse, parse_queries, weights_of_run
 
 MOST = 20  # queries on the picture, as in the paper
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from detr.query_use import QueryUse
+from detr.inference.query_use import QueryUse
 
 COLUMNS = 5
 PANEL, TITLE, MARGIN, LEGEND = 1.7, 0.28, 0.15, 0.55  # inches

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from detr.checkpoint.formats import to_detectron2
 from detr.checkpoint.rows import PANOPTIC, THINGS, coco_rows
-from detr.hub_model import HubDetr, hub_model
-from detr.hub_postprocessing import BoxPostprocessor, PanopticPostprocessor
+from detr.torch_hub.model import HubDetr, hub_model
+from detr.torch_hub.postprocessing import BoxPostprocessor, PanopticPostprocessor
 from tests.parity.oracle import PANOPTIC_CLASSES, lively_original, load_oracle, original_checkpoint, run_original
 from tests.parity.pairs import image_batch
 

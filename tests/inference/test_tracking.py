@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detr.video import VideoWriter
+from detr.inference.video import VideoWriter
 from tests.conftest import ROOT
 from tests.finder import save_finder
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from detr.errors import InputError
-from detr.video import VideoReader, VideoWriter, camera_frames
+from detr.inference.video import VideoReader, VideoWriter, camera_frames
 
 
 def frames(count, height=48, width=64):

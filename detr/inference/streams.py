@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from detr import image_inputs
 from detr.errors import InputError
+from detr.inference import image_inputs
 from detr.modeling.attention_maps import Point
 from detr.predictor import Predictor
 
@@ -52,7 +52,7 @@ def detect(predictor: Predictor, items: Iterable[Item], tile: int = 0) -> Iterat
     tile: the side of the tiles that images are cut into, in pixels (see ``predict_in_tiles``); 0 for whole images
     """
     if tile:
-        from detr.tiles import predict_in_tiles  # an extra
+        from detr.inference.tiles import predict_in_tiles  # an extra
 
         for item in items:
             yield item, {"instances": predict_in_tiles(predictor, item.image, tile)}

@@ -9,8 +9,8 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from detr.coco_results import ResultsFile, coco_results
 from detr.errors import InputError
+from detr.inference.coco_results import ResultsFile, coco_results
 
 
 def instances(masks=False):

@@ -1,0 +1,1 @@
+"""Images and videos in, what a model finds in them out: around ``Predictor``."""

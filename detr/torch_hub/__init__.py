@@ -1,0 +1,1 @@
+"""The released models as the authors' torch.hub gives them, for their notebooks."""
