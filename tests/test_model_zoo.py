@@ -102,7 +102,7 @@ def test_another_number_of_classes_starts_a_fresh_head(cache, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_built_package_brings_its_configs(tmp_path):
+def test_a_built_package_brings_its_configs_and_templates(tmp_path):
     for name in ("detr", "configs"):
         shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -111,8 +111,9 @@ def test_a_built_package_brings_its_configs(tmp_path):
     command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(built)]
     subprocess.run(command, cwd=tmp_path / "source", check=True, capture_output=True, timeout=60)
     shutil.rmtree(tmp_path / "source")
-    there = {str(path.relative_to(built / "detr")) for path in built.rglob("*.yaml")}
-    assert there == {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
+    for folder, source in (("configs", ROOT / "configs"), ("report", ROOT / "detr" / "report")):
+        there = {path.relative_to(built / "detr" / folder) for path in (built / "detr" / folder).rglob("*.*")}
+        assert there == {path.relative_to(source) for path in source.rglob("*.*") if path.suffix != ".pyc"}
     script = "import detr; print(detr.__file__); print(detr.model_zoo.get_config('detr_R_101_DC5').MODEL.DETR.NHEADS)"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
