@@ -86,12 +86,12 @@ def match(
     order = np.lexsort((-score, image))  # stable: of equal scores the first in the file comes first
     order = order[_rank(image[order] * len(labels) + label[order]) < MOST_DETECTIONS]
     image, label, box, score = image[order], label[order], box[order], score[order]
-    pairs = _pairs(image, box, objects, len(image_ids))
-    near = (label[pairs[0]] == objects.label[pairs[1]]) & (pairs[2] >= IOU)
-    found = assign(*(x[near] for x in pairs), objects.crowd, objects.crowd, len(order))
+    detection, target, iou = _pairs(image, box, objects, len(image_ids))
+    near = (label[detection] == objects.label[target]) & (iou >= IOU)
+    found = assign(detection[near], target[near], iou[near], objects.crowd, objects.crowd, len(order))
     ignored = np.append(objects.crowd, False)[found]  # the last one for `NOTHING`
     found[ignored] = NOTHING
-    return Matches(image_ids, objects, order, image, label, box, score, found, ignored, *pairs)
+    return Matches(image_ids, objects, order, image, label, box, score, found, ignored, detection, target, iou)
 
 
 def _objects(annotations: Sequence[Mapping[str, Any]], images: dict[Any, int], labels: dict[Any, int]) -> Objects:

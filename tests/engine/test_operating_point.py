@@ -80,3 +80,10 @@ def test_a_class_without_detections_has_no_precision():
 @pytest.mark.parametrize("detections", [[], [_detection(1, 3, 80, 0.9)]])
 def test_where_nothing_is_found_there_is_no_threshold(detections):
     assert best_operating_point(_truth((1, 3, 0)), detections) is None
+
+
+def test_detections_of_equal_scores_are_above_a_threshold_together():
+    truth = _truth((1, 3, 0), (1, 3, 50))
+    # F1 is 2/3 with the first alone and 4/6 with all; it would be 1 after the second, which no threshold parts off.
+    detections = [_detection(1, 3, 0, 0.9), *(_detection(1, 3, x, 0.5) for x in (50, 80, 90))]
+    assert best_operating_point(truth, detections).threshold == 0.7
