@@ -226,6 +226,7 @@ def test_what_is_wrong_with_the_losses(losses, model, warned):
         assert "the learning rate is 0.5 now" in found["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "text"), [(1e-9, "nothing is learned"), (0.1, "nearly all queries answer no-object")])
 def test_a_learning_rate_that_cannot_work(rate, text, shapes_root, run_config, caplog):
     with caplog.at_level(logging.WARNING):
