@@ -13,9 +13,9 @@ import math
 from tabulate import tabulate
 
 import detr  # noqa: F401  says how to install Detectron2 where it is missing
+from detr.engine.metrics_files import Metrics, read_metrics, run_names
 from detr.errors import InputError, OneLineParser, exit_with_one_line
 from detr.pictures.curves import PANELS, RESULTS, curves_of, panels_of, plot_runs
-from detr.pictures.metrics_files import Metrics, read_metrics, run_names
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from detr.engine.metrics_files import Metrics, read_metrics
 from detr.errors import InputError
-from detr.pictures.metrics_files import Metrics, read_metrics
 
 FEW = 12  # points, up to which they are marked; a line hides them where there are many
 SPIKE = 30.0  # a value, relative to the curve's median, from which the axis is logarithmic

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from detr.engine.metrics_files import Metrics
 from detr.engine.operating_point import ClassCounts
 
 # What a detection is. The wrong ones are TIDE's error kinds (Bolya et al., ECCV 2020, section 3.1).
@@ -33,7 +34,7 @@ class Run:
     folder: as the user named it
     config: the config of the evaluation, or else of the training, as nested plain dicts: config["MODEL"]["WEIGHTS"]
     config_file: its path
-    metrics: the rows of metrics.json, each a dict with "iteration"; empty where nothing was trained here
+    metrics: of metrics.json, name -> {iteration: value}; empty where nothing was trained here
     dataset: the name of the data set
     truth: ground truth in COCO's format; "images" with id, height and width; where the detections have masks, each
         annotation has an RLE
@@ -46,7 +47,7 @@ class Run:
     folder: str
     config: Mapping[str, Any]
     config_file: str
-    metrics: Sequence[Mapping[str, Any]]
+    metrics: Metrics
     dataset: str
     truth: Mapping[str, Any]
     class_names: tuple[str, ...]

@@ -1,15 +1,16 @@
 """The folder of an evaluated run: its config, its metrics, and the detections beside the ground truth."""
 
-import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from detr.data.coco_file import read_json
+from detr.engine.metrics_files import FILE, parse_metrics
 from detr.engine.registration import register_entries
 from detr.errors import InputError
 from detr.report.ground_truth import Data, read_file, read_registered
@@ -57,7 +58,8 @@ def read_run(folder: str, dataset: str = "", predictions: str = "", annotations:
     masks = isinstance(detections, list) and any(isinstance(x, dict) and "segmentation" in x for x in detections)
     data: Data = read_file(annotations, images, masks) if annotations else read_registered(name, masks)
     check_detections(detections, path, data.truth, name)
-    metrics = read_metrics(os.path.join(folder, "metrics.json"))
+    log = Path(folder, FILE)
+    metrics = parse_metrics(log) if log.is_file() else {}
     return Run(
         folder=folder,
         config=config,
@@ -89,24 +91,6 @@ def _read_config(path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path} is no config: restore the file")
     return config
-
-
-def read_metrics(path: str) -> list[dict[str, Any]]:
-    """The rows of a metrics.json, one for each iteration, by iteration; none where there is no such file.
-
-    A resumed training repeats iterations, of which the later values are kept. A line that a kill cut off is left out.
-    """
-    rows: dict[int, dict[str, Any]] = {}
-    if not os.path.isfile(path):
-        return []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-                rows[int(row["iteration"])] = {**rows.get(int(row["iteration"]), {}), **row}
-            except (ValueError, TypeError, KeyError):
-                continue
-    return [rows[iteration] for iteration in sorted(rows)]
 
 
 def _test_sets(config: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,10 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from detr.engine.metrics_files import Metrics
 from detr.errors import InputError
 
 MOST_SECONDS = 5.0  # by which a file may be newer than one that is written together with it
@@ -36,11 +37,11 @@ def _finite(*values: Any) -> bool:
 
 
 def warnings_about(
-    folder: str, path: str, config_file: str, config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
+    folder: str, path: str, config_file: str, config: Mapping[str, Any], metrics: Metrics
 ) -> tuple[str, ...]:
     """A sentence for each sign that the results are not those of the run's weights.
 
-    path: of the results; config_file, config: of the last evaluation or training; metrics: the rows of metrics.json
+    path: of the results; config_file, config: of the last evaluation or training; metrics: of the training
     """
     found, written = [], os.path.getmtime(path)
     if config_file and os.path.getmtime(config_file) > written + MOST_SECONDS:
@@ -53,11 +54,11 @@ def warnings_about(
         if os.path.isfile(weights) and os.path.getmtime(weights) > written + MOST_SECONDS:
             found.append(f"The results are older than the weights {weights}, of which they are. Evaluate again.")
     elif metrics:
-        evaluated = [row["iteration"] for row in metrics if any(_is_ap(key) for key in row)]
-        last = metrics[-1]["iteration"]
-        if evaluated and evaluated[-1] < last:
+        last = max(map(max, metrics.values()))
+        evaluated = max((max(curve) for key, curve in metrics.items() if _is_ap(key)), default=last)
+        if evaluated < last:
             found.append(
-                f"The results are of iteration {evaluated[-1]}; the training in this folder went on to iteration "
+                f"The results are of iteration {evaluated}; the training in this folder went on to iteration "
                 f"{last}. Evaluate its last weights."
             )
     return tuple(found)

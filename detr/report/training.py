@@ -1,26 +1,28 @@
 """The curves of a training, for the page."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
+from detr.engine.metrics_files import Metrics
+from detr.pictures.curves import RESULTS
 from detr.report.figures import line_chart
 
 MOST_POINTS = 300  # of a curve, whose neighbors are averaged where there are more
 
 LOSSES = {"total_loss": "training loss", "val_loss": "validation loss"}
-RESULTS = {"bbox/AP": "box AP", "bbox/AP50": "box AP50", "segm/AP": "mask AP", "panoptic_seg/PQ": "PQ"}
 
 
-def training_figures(metrics: Sequence[Mapping[str, Any]], dataset: str) -> list[tuple[str, str]]:
+def training_figures(metrics: Metrics, dataset: str) -> list[tuple[str, str]]:
     """A caption and an SVG each: losses, results on the data set, and the learning rate, as far as they were logged.
 
     metrics: as of a ``Run``
     """
     losses = _lines(metrics, LOSSES)
     # With several test sets, their names precede the metrics.
-    results = _lines(metrics, RESULTS) or _lines(metrics, {f"{dataset}/{key}": RESULTS[key] for key in RESULTS})
+    results = _lines(metrics, RESULTS.keys) or _lines(
+        metrics, {f"{dataset}/{key}": label for key, label in RESULTS.keys.items()}
+    )
     rate = _lines(metrics, {"lr": "learning rate"})
     figures = []
     for lines, caption, percent in (
@@ -34,13 +36,11 @@ def training_figures(metrics: Sequence[Mapping[str, Any]], dataset: str) -> list
     return figures
 
 
-def _lines(metrics: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _lines(metrics: Metrics, labels: Mapping[str, str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """label -> iterations and values, both (n,), of the keys that were logged."""
     lines = {}
     for key, label in labels.items():
-        # A resumed training repeats iterations: the later row counts.
-        points = {row["iteration"]: float(row[key]) for row in metrics if "iteration" in row and key in row}
-        table = np.array(sorted(points.items()), dtype=float).reshape(-1, 2)
+        table = np.array(list(metrics.get(key, {}).items()), dtype=float).reshape(-1, 2)
         table = table[np.isfinite(table).all(1)]
         if len(table):
             pieces = np.array_split(table, min(len(table), MOST_POINTS))

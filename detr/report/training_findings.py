@@ -1,26 +1,24 @@
-"""What the rows of metrics.json say of a training."""
+"""What the metrics say of a training."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
 
+from detr.engine.metrics_files import Metrics
 from detr.report.results import Finding
 
-Row = Mapping[str, Any]
+
+def training_findings(metrics: Metrics, dataset: str) -> list[Finding]:
+    """dataset: of the evaluation, where there are several"""
+    return [*overfitting(metrics), *unfinished(metrics, dataset), *constant_rate(metrics)]
 
 
-def training_findings(rows: Sequence[Row], dataset: str) -> list[Finding]:
-    """rows: by iteration; dataset: of the evaluation, where there are several"""
-    return [*overfitting(rows), *unfinished(rows, dataset), *constant_rate(rows)]
+def _values(metrics: Metrics, key: str) -> list[tuple[int, float]]:
+    """(iteration, value), where the value is finite."""
+    return [point for point in metrics.get(key, {}).items() if math.isfinite(point[1])]
 
 
-def _values(rows: Sequence[Row], key: str) -> list[tuple[int, float]]:
-    """(iteration, value) where the rows have it as a number."""
-    return [(row["iteration"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
-
-
-def overfitting(rows: Sequence[Row]) -> list[Finding]:
+def overfitting(metrics: Metrics) -> list[Finding]:
     """A validation loss that rose at the end by 2 % or more, while that of the training fell."""
-    validation, training = _values(rows, "val_loss"), _values(rows, "total_loss")
+    validation, training = _values(metrics, "val_loss"), _values(metrics, "total_loss")
     if len(validation) < 3:
         return []
     iteration, least = min(validation, key=lambda point: point[1])
@@ -35,9 +33,9 @@ def overfitting(rows: Sequence[Row]) -> list[Finding]:
     return [Finding(text, "Use model_best.pth, add images, or end earlier with SOLVER.PATIENCE.")]
 
 
-def unfinished(rows: Sequence[Row], dataset: str) -> list[Finding]:
+def unfinished(metrics: Metrics, dataset: str) -> list[Finding]:
     """AP that still rises by a point or more at the end, or that was as much higher before."""
-    points = _values(rows, "bbox/AP") or _values(rows, f"{dataset}/bbox/AP")
+    points = _values(metrics, "bbox/AP") or _values(metrics, f"{dataset}/bbox/AP")
     if len(points) < 2:
         return []
     (before, earlier), (end, last) = points[-2:]
@@ -51,9 +49,9 @@ def unfinished(rows: Sequence[Row], dataset: str) -> list[Finding]:
     return []
 
 
-def constant_rate(rows: Sequence[Row]) -> list[Finding]:
+def constant_rate(metrics: Metrics) -> list[Finding]:
     """A learning rate that is as high at the end as it ever was."""
-    rates = _values(rows, "lr")
+    rates = _values(metrics, "lr")
     if len(rates) < 10 or rates[-1][1] < 0.99 * max(value for _, value in rates):
         return []
     text = f"The learning rate was never lowered: it is {rates[-1][1]:g} at the end, at iteration {rates[-1][0]}."

@@ -7,9 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from detr.engine.metrics_files import read_metrics, run_names
 from detr.errors import InputError
 from detr.pictures.curves import PANELS, RESULTS, Panel, draw_panel, panels_of, plot_runs, plot_training
-from detr.pictures.metrics_files import read_metrics, run_names
 from tools import plot_metrics
 
 

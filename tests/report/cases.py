@@ -24,11 +24,17 @@ def content(*objects, images=2):
     }
 
 
-def make_run(objects, detections, images=2, metrics=()):
+def make_run(objects, detections, images=2, metrics=None):
     files = {i: f"{i}.jpg" for i in range(1, images + 1)}
     truth = content(*objects, images=images)
-    return Run("run", {}, "", metrics, "animals", truth, CLASSES, CATEGORY_IDS, detections, files)
+    return Run("run", {}, "", metrics or {}, "animals", truth, CLASSES, CATEGORY_IDS, detections, files)
 
 
 def _id(name):
     return CATEGORY_IDS[CLASSES.index(name)]
+
+
+def as_metrics(rows):
+    """Rows of metrics.json to name -> {iteration: value}."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "iteration")
+    return {name: {row["iteration"]: row[name] for row in rows if name in row} for name in names}

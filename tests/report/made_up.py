@@ -19,6 +19,7 @@ from detr.report.results import (
     Run,
 )
 from detr.report.summary import Change, Summary
+from tests.report.cases import as_metrics
 
 OBJECTS = 100  # of each class
 NAN = float("nan")
@@ -85,7 +86,7 @@ def made_up_run(folder: str = "output/made_up") -> Run:
     for i in range(9, 90, 10):
         rows[i] |= {"val_loss": 30 / (i + 1) + 2.6, "bbox/AP": 60 - 300 / (i + 1), "bbox/AP50": 90 - 300 / (i + 1)}
     config = {"MODEL": {"META_ARCHITECTURE": "Detr", "BACKBONE": {"NAME": "resnet"}, "WEIGHTS": f"{folder}/model.pth"}}
-    return Run(folder, config, f"{folder}/config.yaml", rows, "made_up_val", {}, (), (), (), {})
+    return Run(folder, config, f"{folder}/config.yaml", as_metrics(rows), "made_up_val", {}, (), (), (), {})
 
 
 def made_up_summary() -> Summary:

@@ -116,7 +116,7 @@ def test_numbers_of_a_larger_case_agree_with_each_other():
     ids = (9, 2, 7, 3)
     names = tuple(f"class {i}" for i in ids)
     results = [{key: x[key] for key in ("image_id", "category_id", "bbox", "score")} for x in results]
-    report = analyze(Run("", {}, "", (), "random", truth, names, ids, results, {}), worst=100)
+    report = analyze(Run("", {}, "", {}, "random", truth, names, ids, results, {}), worst=100)
     assert report.confusion[:-1].sum() == report.objects
     assert report.confusion[:-1].sum(axis=1).tolist() == [x.objects for x in report.classes]
     assert sum(x.counts.found for x in report.classes) == report.counts.found
@@ -167,7 +167,7 @@ def test_one_class_and_five_hundred():
             ],
         }
         found = [{"image_id": 1, "category_id": i, "bbox": [20 * i, 0, 10, 10], "score": 0.8} for i in ids]
-        report = analyze(Run("", {}, "", (), "many", truth, tuple(map(str, ids)), ids, found, {}))
+        report = analyze(Run("", {}, "", {}, "many", truth, tuple(map(str, ids)), ids, found, {}))
         assert report.box.ap == pytest.approx(1)
         assert np.trace(report.confusion) == number
         assert report.worst == ()

@@ -7,7 +7,7 @@ import pytest
 from detr.report import analyze
 from detr.report.training_findings import training_findings
 from detr.report.wording import amount, joined
-from tests.report.cases import detection, make_run, thing
+from tests.report.cases import as_metrics, detection, make_run, thing
 
 
 def _texts(objects, detections, images=2):
@@ -170,17 +170,17 @@ FALLING = [10.0, 8.0, 6.0, 5.0, 4.0]
     ],
 )
 def test_training(rows, pattern):
-    texts = [x.text for x in training_findings(rows, "animals")]
+    texts = [x.text for x in training_findings(as_metrics(rows), "animals")]
     assert len(texts) == (pattern is not None)
     assert pattern is None or re.search(pattern, texts[0])
 
 
 def test_ap_of_one_of_several_sets_and_of_a_run():
     rows = [{"iteration": i, "animals/bbox/AP": 10.0 * i, "plants/bbox/AP": 5.0} for i in (1, 2)]
-    assert "from 10.0 % at iteration 1 to 20.0 % at 2" in training_findings(rows, "animals")[0].text
-    assert training_findings(rows, "plants") == []
+    assert "from 10.0 % at iteration 1 to 20.0 % at 2" in training_findings(as_metrics(rows), "animals")[0].text
+    assert training_findings(as_metrics(rows), "plants") == []
     objects, detections, images = _together(*GOOD)
-    report = analyze(make_run(objects, detections, images, metrics=rows))
+    report = analyze(make_run(objects, detections, images, metrics=as_metrics(rows)))
     assert "rising" in report.findings[-1].text
 
 

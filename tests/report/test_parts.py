@@ -63,25 +63,22 @@ def test_an_image_that_is_gone_is_gray_and_says_so(tmp_path):
     assert near(pixels(pair.truth), "missed").any()
 
 
-def test_a_long_curve_is_averaged_and_a_resumed_one_is_in_order():
-    rows = [{"iteration": i, "total_loss": 1.0 + i % 2, "lr": 1e-4} for i in range(20000)]
-    (_, loss), (_, rate) = training_figures(rows, "data")
+def test_a_long_curve_is_averaged():
+    iterations = range(20000)
+    metrics = {"total_loss": {i: 1.0 + i % 2 for i in iterations}, "lr": dict.fromkeys(iterations, 1e-4)}
+    (_, loss), (_, rate) = training_figures(metrics, "data")
     assert len(loss) < 30_000 > len(rate)
-    twice = [{"iteration": i, "lr": x} for i, x in ((0, 1.0), (20, 9.0), (10, 2.0), (20, 3.0))]
-    once = [{"iteration": i, "lr": x} for i, x in ((0, 1.0), (10, 2.0), (20, 3.0))]
-    assert training_figures(twice, "data") == training_figures(once, "data")
 
 
 def test_a_loss_that_is_not_finite_has_no_point():
-    rows = [{"iteration": i, "total_loss": x} for i, x in enumerate((3.0, float("nan"), float("inf"), 2.0))]
-    assert training_figures(rows, "data") == training_figures([rows[0], rows[3]], "data")
+    broken = {"total_loss": dict(enumerate((3.0, float("nan"), float("inf"), 2.0)))}
+    assert training_figures(broken, "data") == training_figures({"total_loss": {0: 3.0, 3: 2.0}}, "data")
 
 
 def test_results_of_one_of_several_data_sets():
-    rows = [{"iteration": 1, "mine/bbox/AP": 30.0, "other/bbox/AP": 90.0}, {"iteration": 2, "mine/bbox/AP": 40.0}]
-    only = [{"iteration": 1, "bbox/AP": 30.0}, {"iteration": 2, "bbox/AP": 40.0}]
-    assert training_figures(rows, "mine") == training_figures(only, "mine")
-    assert training_figures([{"iteration": 1}], "mine") == []
+    several = {"mine/bbox/AP": {1: 30.0, 2: 40.0}, "other/bbox/AP": {1: 90.0}}
+    assert training_figures(several, "mine") == training_figures({"bbox/AP": {1: 30.0, 2: 40.0}}, "mine")
+    assert training_figures({}, "mine") == []
 
 
 def test_a_figure_takes_the_colors_of_the_page():

@@ -16,7 +16,7 @@ from detectron2.evaluation import COCOEvaluator
 from detr.engine.evaluation import build_evaluator
 from detr.errors import InputError
 from detr.report import analyze, read_run
-from detr.report.run import RESULTS, read_metrics
+from detr.report.run import RESULTS
 from tests.engine.test_evaluation import PANOPTIC, evaluate, truth
 
 ROW = {"image_id": 100001, "category_id": 4, "bbox": [1.0, 2.0, 30.0, 40.0], "score": 0.5}
@@ -243,15 +243,3 @@ def test_results_that_may_be_of_other_weights_are_warned_of(folder):
     assert "older than the weights" in _warnings(folder)
     os.utime(folder / "config_eval.yaml", (now, now + 100))
     assert "older than config_eval.yaml" in _warnings(folder)
-
-
-def test_metrics_of_a_resumed_training_that_was_killed(tmp_path):
-    rows = [{"iteration": 19, "lr": 1}, {"iteration": 39, "lr": 2}, {"iteration": 59, "lr": 3}]
-    rows += [{"iteration": 39, "lr": 4, "bbox/AP": 5.0}, {"iteration": 59, "lr": 6}]
-    (tmp_path / "metrics.json").write_text("\n".join([*map(json.dumps, rows), '{"iteration": 79, "l']))
-    assert read_metrics(str(tmp_path / "metrics.json")) == [
-        {"iteration": 19, "lr": 1},
-        {"iteration": 39, "lr": 4, "bbox/AP": 5.0},
-        {"iteration": 59, "lr": 6},
-    ]
-    assert read_metrics(str(tmp_path / "none.json")) == []

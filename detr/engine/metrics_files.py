@@ -24,12 +24,21 @@ def metrics_file(run: str) -> Path:
 
 
 def read_metrics(run: str) -> Metrics:
-    """The numbers of a run; NaN where a value is not finite.
+    """The numbers of a run. Raises InputError for a file that is missing or holds no metrics."""
+    path = metrics_file(run)
+    metrics = parse_metrics(path)
+    if not metrics:
+        reason = "is empty, since the training has just begun" if not os.path.getsize(path) else "holds no metrics"
+        raise InputError(f"{path} {reason}: name the {FILE} of a training that has written some")
+    return metrics
+
+
+def parse_metrics(path: Path) -> Metrics:
+    """The numbers of a file; NaN where a value is not finite.
 
     A training that was resumed repeats iterations: the later ones count. A line that a killed training has left
-    unfinished is skipped. Raises InputError for a file that is missing or holds no metrics.
+    unfinished is skipped.
     """
-    path = metrics_file(run)
     metrics: Metrics = {}
     before = -1
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -47,11 +56,7 @@ def read_metrics(run: str) -> Metrics:
             for key, value in row.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     metrics.setdefault(key, {})[iteration] = value if math.isfinite(value) else math.nan
-    metrics = {key: curve for key, curve in metrics.items() if curve}
-    if not metrics:
-        reason = "is empty, since the training has just begun" if not os.path.getsize(path) else "holds no metrics"
-        raise InputError(f"{path} {reason}: name the {FILE} of a training that has written some")
-    return metrics
+    return {key: curve for key, curve in metrics.items() if curve}
 
 
 def run_names(runs: list[str]) -> list[str]:
