@@ -8,7 +8,6 @@ Q  queries, K classes without no-object
 C  columns of the original's class head, which counts COCO's category ids: 92 for boxes, 251 for panoptic
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -60,8 +59,8 @@ class HubDetr(Detr):
 
     def forward(self, inputs: Any) -> Any:
         """inputs: Detectron2's list of dicts, see ``Detr.forward``; or images as ``original_outputs`` takes them."""
-        if isinstance(inputs, Sequence) and all(isinstance(x, dict) for x in inputs):
-            return super().forward(inputs)
+        if isinstance(inputs, (list, tuple)) and all(isinstance(x, dict) for x in inputs):
+            return super().forward(list(inputs))
         return self.original_outputs(inputs)
 
     def original_outputs(self, images: Any) -> dict[str, Tensor]:
