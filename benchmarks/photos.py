@@ -198,6 +198,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         at = {int(point["step"]): point for point in curve}
         cells = [f"{at[step]['AP']:.1f} ({at[step]['AP50']:.1f})" if step in at else "-" for step in shown]
         body.append([name, *cells, f"{1000 * curve[-1]['seconds'] / curve[-1]['step']:.0f} ms"])
+    ended = "" if steps[-1] == STEPS else f" The trainings were ended before their {STEPS} steps."
     table = tabulate(body, headers=["recipe", *map(str, shown), "a step"], tablefmt="pipe", disable_numparse=True)
     return (
         f"# Photographs\n\nMade by `benchmarks/photos.py`: box AP (AP50) on {IMAGES} COCO images that the model is "
@@ -205,7 +206,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "`tf_efficientnet_lite0` with ImageNet weights, frozen, up to stride 16; the transformer is small and starts "
         f"from random weights. The learning rate is 0.0005, and a tenth of it from step {STEPS * 4 // 5} on. It says "
         "how fast photographs are learned by heart, and nothing of images that were not seen. A step's time is that "
-        f"of one core, with other work beside it. {results['date']}, torch {results['versions']['torch']}, "
+        f"of one core, with other work beside it.{ended} {results['date']}, torch {results['versions']['torch']}, "
         f"{results['cpu']}.\n\n{table}\n\n![AP against steps](photos.png)\n"
     )
 

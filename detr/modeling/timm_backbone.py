@@ -111,7 +111,7 @@ class TimmBackbone(Backbone):
         if any(isinstance(module, _BatchNorm) for module in self.body.modules()):
             return False  # their statistics would move twice
         for module in (self.body, getattr(self.body, "model", None)):
-            if hasattr(module, "set_grad_checkpointing"):
+            if module is not None and hasattr(module, "set_grad_checkpointing"):
                 module.set_grad_checkpointing(True)
                 return True
         return False

@@ -77,7 +77,7 @@ def test_activation_checkpointing_gives_the_same_step_with_less_memory(tiny_conf
         ({"MODEL.DETR.ACTIVATION_CHECKPOINT": ("encoder",)}, r"\['encoder'\]: it takes any of backbone, transformer"),
         (
             {"MODEL.DETR.ACTIVATION_CHECKPOINT": ("backbone",), "MODEL.RESNETS.NORM": "BN"},
-            "for a ResNet of frozen norms .* build_resnet_backbone: leave it out",
+            "for a ResNet or a timm model without trained batch norms .* build_resnet_backbone: leave it out",
         ),
         ({"MODEL.DETR.DROPOUT": 1.0}, "DROPOUT is 1.0: it must be at least 0 and below 1"),
         ({"MODEL.DETR.INFERENCE_DTYPE": "half"}, "is 'half': it must be one of float32, bfloat16, float16"),
