@@ -20,6 +20,7 @@ from detr.engine.registration import register_datasets
 from detr.errors import InputError, OneLineParser, exit_with_one_line
 from detr.inference.image_inputs import find_images
 from detr.inference.query_use import QueryUse, parse_queries, weights_of_run
+from detr.inference.streams import read_images
 from detr.pictures.files import WRITTEN_SUFFIXES
 from detr.pictures.queries import query_panels
 from detr.pictures.sheets import save_picture
@@ -53,7 +54,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 1 where an image was skipped."""
     args = parse_args(argv)
     output = args.output or os.path.join(args.run, "queries.png")
     config = os.path.join(args.run, "config.yaml")  # names the data sets, which the config in a checkpoint does not
@@ -67,13 +69,23 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("an exported model does not tell its queries: name the checkpoint that it was exported from")
     wanted = parse_queries(args.queries, predictor.model.query_embed.num_embeddings)
     paths = image_paths(args, predictor)[: args.limit]
-    predictions = predictor.predict_queries(tqdm(paths, unit="image", file=sys.stderr, disable=None))
+    skipped: list[str] = []
+
+    def skip(path: str, error: InputError) -> None:
+        skipped.append(path)
+        tqdm.write(f"skipped: {error}", file=sys.stderr)
+
+    items = read_images(tqdm(paths, unit="image", file=sys.stderr, disable=None), skip)
+    predictions = list(predictor.predict_queries((item.image for item in items), color="RGB"))
+    if not predictions:
+        raise InputError("no image can be read: name others with --dataset or --input")
     use = QueryUse.of_predictions(predictions, predictor.threshold)
     shown = [query for query in use.order() if wanted is None or query in wanted]
     shown = shown[:MOST] if wanted is None else shown
     print(table(use, shown, predictor.class_names), *summary(use), sep="\n")
     save_picture(query_panels(use, shown), output)
-    print(f"-> {output}")
+    print(f"-> {output}" + (f"; {len(skipped)} skipped" if skipped else ""))
+    return int(bool(skipped))
 
 
 def image_paths(args: argparse.Namespace, predictor: detr.Predictor) -> list[str]:
@@ -109,4 +121,4 @@ def summary(use: QueryUse) -> list[str]:
 
 if __name__ == "__main__":
     with exit_with_one_line():
-        main()
+        sys.exit(main())

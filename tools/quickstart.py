@@ -56,13 +56,16 @@ def main() -> None:
     save_picture(predictions_sheet(cfg, trainer.model), str(output / "predictions.png"))
     numbers = ", ".join(f"{name} {results[task][key]:.1f}" for name, task, key in METRICS if task in results)
     evaluation = [sys.executable, str(ROOT / "train_net.py"), "--eval-only", "--config-file", str(config)]
+    report = [sys.executable, str(ROOT / "tools" / "report.py"), str(output)]
     print(
         f"Done in {taken:.1f} minutes: {numbers} on {cfg.DATASETS.TEST[0]}\n"
         f"  {output / 'predictions.png'}  ground truth beside predictions\n"
         f"  {output / 'training.png'}     loss and accuracy against iterations\n"
         f"  {output / 'log.txt'}          the whole log\n"
         "The weights can be evaluated again with\n"
-        f"  {shlex.join([*evaluation, *args.opts, 'MODEL.WEIGHTS', str(output / 'model_final.pth')])}"
+        f"  {shlex.join([*evaluation, *args.opts, 'MODEL.WEIGHTS', str(output / 'model_final.pth')])}\n"
+        "A page on what the model gets wrong, and what helps, is written by\n"
+        f"  {shlex.join(report)}"
     )
 
 

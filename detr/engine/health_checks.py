@@ -54,7 +54,7 @@ def health_warnings(
         if dead is not None and dead > MOST_DEAD:
             number = len(sums.by_query)
             found["dead queries"] = (
-                f"{round(dead * number)} of {number} queries are idle: in the last {WINDOW} images they neither were "
+                f"{round(dead * number)} of {number} queries are dead: in the last {WINDOW} images they neither were "
                 f"matched to an object nor predicted one. An image has up to {sums.most_objects} objects: a new "
                 f"training could do with MODEL.DETR.NUM_OBJECT_QUERIES {enough_queries(sums.most_objects, number)}"
             )

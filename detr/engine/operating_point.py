@@ -8,6 +8,8 @@ import numpy as np
 
 from detr.engine.matching import NOTHING, match
 
+ROUNDING = 0.002  # of F1, which a threshold of fewer digits may cost
+
 
 @dataclass(frozen=True)
 class ClassCounts:
@@ -62,7 +64,8 @@ def best_operating_point(content: Mapping[str, Any], results: Sequence[Mapping[s
 
 
 def best_threshold(score: np.ndarray, found: np.ndarray, objects: int) -> float | None:
-    """The score threshold with the highest F1; None where nothing is found.
+    """The score threshold with the highest F1, of two digits where these cost next to nothing; None where nothing is
+    found.
 
     score: (D,) of the detections, in any order; found: (D,) bool: whether each finds an object; objects: their number
     """
@@ -75,9 +78,12 @@ def best_threshold(score: np.ndarray, found: np.ndarray, objects: int) -> float 
     score, f1 = score[last], f1[last]
     best = int(f1.argmax())
     following = float(score[best + 1]) if best + 1 < len(score) else 0.0
-    # Between the last detection that is taken and the first that is not, rounded where that leaves it between them.
-    middle = (float(score[best]) + following) / 2
-    return next((x for x in (round(middle, 2), round(middle, 4)) if following < x <= score[best]), middle)
+    middle = (float(score[best]) + following) / 2  # of the last detection that is taken and the first that is not
+    for threshold in (round(middle, 2), round(middle, 4)):
+        taken = int(np.searchsorted(-score, -threshold, side="right"))  # scores that are as high or higher
+        if threshold > 0 and taken and f1[taken - 1] >= f1[best] - ROUNDING:
+            return threshold
+    return middle
 
 
 def count_classes(

@@ -29,7 +29,7 @@ class Item:
     seconds: float | None = None
 
 
-def read_images(paths: Sequence[str], skipped: Callable[[str, InputError], None]) -> Iterator[Item]:
+def read_images(paths: Iterable[str], skipped: Callable[[str, InputError], None]) -> Iterator[Item]:
     """The images behind paths and URLs; ``skipped`` is called with one that cannot be read."""
     for number, path in enumerate(paths, start=1):
         try:

@@ -43,7 +43,7 @@ PANELS = (
     Panel("learning rate", {"lr": ""}),
     Panel("wrong classes of matched queries, in percent", {"class_error": ""}, 100),
     Panel("IoU of matched boxes", {"health/matched_iou": ""}, 1),
-    Panel("share of queries", {"health/no_object": "no-object", "health/dead_queries": "idle"}, 1),
+    Panel("share of queries", {"health/no_object": "no-object", "health/dead_queries": "dead"}, 1),
     Panel(
         "share of objects with the same query",
         {"health/layer_stability": "as in the layer before", "health/epoch_stability": "as when last seen"},

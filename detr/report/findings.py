@@ -13,7 +13,7 @@ from detr.report.results import (
     Report,
 )
 from detr.report.weak_classes import top_confusion, weak_classes
-from detr.report.wording import amount, joined, percent, points
+from detr.report.wording import amount, joined, percent, points, threshold
 
 COSTLY = 0.01  # gain in AP50 from which a kind of error is worth a line
 FEW_OBJECTS = 10  # of which AP says little
@@ -83,9 +83,9 @@ def costly_errors(report: Report) -> list[Finding]:
         start = f"{WHAT[error.kind]} cost most" if i == 0 else f"{WHAT[error.kind]} come second"
         gain = f"AP50 is {percent(report.box.ap50)}, and would be {points(error.ap50_gain)} higher without them"
         of = (report.counts.objects, "object") if error.kind == MISSED else (report.counts.detections, "detection")
-        here = f"at the threshold {report.threshold:g} they are {error.count} of {amount(*of)}"
+        here = f"at the threshold {threshold(report.threshold)} they are {error.count} of {amount(*of)}"
         if not error.count:
-            here = f"all of them have scores below the threshold {report.threshold:g}"
+            here = f"all of them have scores below the threshold {threshold(report.threshold)}"
         text, action = f"{start}: {gain}; {here}.", ACTION[error.kind]
         if error.kind == CLASSIFICATION and (confused := top_confusion(report)):
             true, predicted, count = confused
@@ -99,7 +99,7 @@ def missed_at_threshold(report: Report) -> list[Finding]:
     missed, objects = report.missed, report.counts.objects
     if missed.count < max(0.05 * objects, 2):
         return []
-    text = f"At the threshold {report.threshold:g}, {missed.count} of {amount(objects, 'object')} are missed"
+    text = f"At the threshold {threshold(report.threshold)}, {missed.count} of {amount(objects, 'object')} are missed"
     if missed.lower_score >= missed.count / 2:
         text += f"; {missed.lower_score} of these have a detection with a lower score"
     action = "Look at the images below for what they have in common, and add examples like them."
@@ -170,13 +170,13 @@ def too_few_queries(report: Report, detections_per_image: int) -> list[Finding]:
 
 def operating_point(report: Report) -> list[Finding]:
     """The threshold, and how good the detections are at it."""
-    counts = report.counts
+    counts, least = report.counts, threshold(report.threshold)
     text = (
-        f"Detections with a score of {report.threshold:g} or more are the best choice, by F1 ({percent(counts.f1)}): "
+        f"Detections with a score of {least} or more are the best choice, by F1 ({percent(counts.f1)}): "
         f"{percent(counts.precision)} of them are right, and {percent(counts.recall)} of the objects are found."
     )
     action = (
-        f"Use demo.py --confidence-threshold {report.threshold:g}; choose a higher one where false alarms are worse "
+        f"Use demo.py --confidence-threshold {least}; choose a higher one where false alarms are worse "
         "than misses, from the precision-recall curves."
     )
     return [Finding(text, action)]
@@ -193,7 +193,7 @@ def own_thresholds(report: Report) -> list[Finding]:
     gains = sorted((x for x in gains if x[0] >= 0.03), key=lambda x: -x[0])[:3]
     if not gains:
         return []
-    parts = [f"{x.name} at {x.best_threshold:g} ({points(gain)} of F1)" for gain, x in gains]
+    parts = [f"{x.name} at {threshold(x.best_threshold)} ({points(gain)} of F1)" for gain, x in gains]
     text = f"Some classes gain from a threshold of their own: {joined(parts)}."
     return [Finding(text, "Filter the detections of these classes by it.")]
 

@@ -12,6 +12,7 @@ from detr.report.kinds import KINDS
 from detr.report.results import ERRORS, SIZES, ClassReport, Report, Run
 from detr.report.summary import Summary
 from detr.report.training import training_figures
+from detr.report.wording import threshold
 from detr.report.worst import Pair
 
 try:
@@ -57,7 +58,7 @@ def render(run: Run, report: Report, summary: Summary, pairs: Sequence[Pair]) ->
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "count": count}
+    environment.filters |= {"percent": percent, "count": count, "threshold": threshold}
     style, script = (loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
     classes = report.classes
     return environment.get_template("page.html").render(
@@ -104,7 +105,7 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
     tiles += [(f"AP {size}", percent(getattr(box, size)), text) for size, text in zip(SIZES, remarks, strict=True)]
     if report.mask is not None:
         tiles += [("mask AP", percent(report.mask.ap), f"AP50 {percent(report.mask.ap50)}")]
-    at = f"scores from {report.threshold:.2f}"
+    at = f"scores from {threshold(report.threshold)}"
     tiles += [("precision", percent(counts.precision), at), ("recall", percent(counts.recall), at)]
     return [*tiles, ("F1", percent(counts.f1), at)]
 

@@ -15,6 +15,11 @@ def points(share: float) -> str:
     return f"{100 * share:.1f} points"
 
 
+def threshold(score: float) -> str:
+    """0.7 as "0.70", and 0.5002 with all of its digits."""
+    return f"{score:.2f}" if round(score, 2) == score else f"{score:g}"
+
+
 def amount(number: int, what: str) -> str:
     """Three of "box" as "3 boxes"."""
     plural = f"{what}es" if what.endswith(("x", "s")) else f"{what}s"

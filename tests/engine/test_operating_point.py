@@ -1,8 +1,9 @@
 """The score threshold with the best precision and recall, on detections counted by hand."""
 
+import numpy as np
 import pytest
 
-from detr.engine.operating_point import ClassCounts, best_operating_point
+from detr.engine.operating_point import ClassCounts, best_operating_point, best_threshold
 
 
 def _truth(*objects, crowds=()):
@@ -68,6 +69,14 @@ def test_crowds_and_what_is_in_them_are_not_counted():
 def test_close_scores_are_told_apart():
     point = best_operating_point(_truth((1, 3, 0)), [_detection(1, 3, 0, 0.50002), _detection(1, 3, 50, 0.50001)])
     assert 0.50001 < point.threshold <= 0.50002
+
+
+def test_a_threshold_has_two_digits_where_these_cost_next_to_nothing():
+    score, found = np.array([*[0.9] * 999, 0.7532, 0.7531]), np.array([*[True] * 1000, False])
+    assert best_threshold(score, found, 1000) == 0.75  # F1 is 2000/2001 instead of 1
+    assert 0.7531 < best_threshold(score[-2:], found[-2:], 1) <= 0.7532  # it would be 2/3
+    assert best_threshold(np.array([0.998]), found[:1], 1) == 0.5
+    assert best_threshold(np.array([0.003, 0.001]), found[-2:], 1) == 0.002  # neither 0 nor all
 
 
 def test_a_class_without_detections_has_no_precision():

@@ -1,4 +1,4 @@
-"""Two processes: they stop together, and the loss on a test set is that of one process."""
+"""Two processes: they stop together, the loss on a test set is that of one process, and each has its own health."""
 
 import datetime
 import json
@@ -14,6 +14,7 @@ from detectron2.utils import comm
 
 from detr.data.shapes import ensure_shapes
 from detr.engine.defaults import load_config
+from detr.engine.matching_statistics import IOU, LAYERS, NO_OBJECT
 from detr.engine.validation_loss import validation_losses
 from tests.conftest import QUICKSTART, SHORT, TINY, as_opts
 from tests.engine.test_early_stopping import EARLY, trainer_with
@@ -27,19 +28,21 @@ def losses(wrap, shares):
     return [validation_losses(wrap(model), {"set": share}) for share in shares]
 
 
-def train(rank: int, folder: str) -> list[tuple[int, int, int]]:
-    """How far a training comes that stops, and then its resumption with more patience."""
+def train(folder: str) -> tuple[list[tuple[int, int, int]], list[dict[str, float]]]:
+    """How far a training comes that stops, and then its resumption with more patience; the last health of each."""
     # Detectron2 asks for the rank's GPU.
     detectron2_defaults.create_ddp_model = lambda model, **options: create_ddp_model(model, **options, device_ids=None)
     settings = {**TINY, **SHORT, **EARLY, "OUTPUT_DIR": f"{folder}/run", "DATALOADER.NUM_WORKERS": 0}
-    steps = []
+    steps, health = [], []
     for patience, values in ((2, [5.0, 4.0, 3.0]), (3, [4.0])):
         cfg = load_config(str(QUICKSTART), as_opts({**settings, "SOLVER.PATIENCE": patience, "TEST.LOSS": True}))
         trainer, recorder, _ = trainer_with(cfg, values)
         trainer.resume_or_load(resume=patience == 3)
         trainer.train()
         steps.append(recorder.seen)
-    return steps
+        latest = trainer.storage.latest()
+        health.append({name: value for name, (value, _) in latest.items() if name.startswith("health/")})
+    return steps, health
 
 
 def run_a_rank(rank: int, folder: str) -> None:
@@ -50,15 +53,22 @@ def run_a_rank(rank: int, folder: str) -> None:
     ensure_shapes(Path(os.environ["DETECTRON2_DATASETS"]), train_images=48, val_images=16)
     batches = one_by_one(images(masks=True))
     shares = (batches[:2], batches[2:])[rank], (batches, [])[rank]  # of different lengths, and of none
-    results = {"losses": losses(torch.nn.parallel.DistributedDataParallel, shares), "steps": train(rank, folder)}
+    steps, health = train(folder)
+    results = {"losses": losses(torch.nn.parallel.DistributedDataParallel, shares), "steps": steps, "health": health}
     Path(folder, f"rank_{rank}.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_ranks_stop_together_and_share_the_loss(tmp_path):
+def test_ranks_stop_together_share_the_loss_and_have_their_own_health(tmp_path):
     (tmp_path / "run").mkdir()
     torch.multiprocessing.spawn(run_a_rank, args=(str(tmp_path),), nprocs=2)
+    health = [json.loads((tmp_path / f"rank_{rank}.json").read_text())["health"] for rank in range(2)]
+    for first, second in zip(*health, strict=True):
+        assert first.keys() == second.keys() == {NO_OBJECT, IOU, LAYERS}
+        assert first[IOU] != second[IOU]  # each is of its own images
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
+    assert [x[IOU] for x in lines if IOU in x][-1] == health[0][-1][IOU]  # those of the main process
     (expected,) = losses(lambda model: model, [one_by_one(images(masks=True))])
     for rank in range(2):
         results = json.loads((tmp_path / f"rank_{rank}.json").read_text())

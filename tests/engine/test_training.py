@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_net
 from detr.engine.evaluation import build_evaluator
 from detr.errors import InputError
+from detr.report import read_run
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 
 TRAINING = {**TINY, "SOLVER.IMS_PER_BATCH": 4, "SOLVER.BASE_LR": 0.001, "TEST.EVAL_PERIOD": 0}
@@ -304,6 +305,8 @@ def test_the_quickstart_leaves_its_pictures(flags, shapes_root, tmp_path):
     for name in ("predictions.png", "training.png"):
         with Image.open(tmp_path / "demo" / name) as picture:
             assert min(picture.size) > 300
+    assert result.stdout.endswith(f"tools/report.py {tmp_path / 'demo'}\n")
+    assert read_run(str(tmp_path / "demo")).has_masks == bool(flags)
 
 
 def test_data_sets_have_their_evaluator(tiny_config, shapes_root):

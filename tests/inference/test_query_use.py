@@ -124,6 +124,19 @@ def test_dead_queries_are_named(run, shapes_root, tmp_path, capsys):
     assert output.is_file()
 
 
+def test_a_file_that_is_no_image_is_skipped(run, shapes_root, tmp_path, capsys):
+    bad, output = tmp_path / "bad.jpg", ["--output", str(tmp_path / "q.png")]
+    bad.write_text("no image")
+    good = next((shapes_root / "shapes" / "val").iterdir())
+    command = ["--model", str(run / "model_final.pth"), *output, "--input", str(bad)]
+    assert explore_queries.main([*command, str(good)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"skipped: {bad} is no image")
+    assert printed.out.endswith("q.png; 1 skipped\n")
+    with pytest.raises(InputError, match="no image can be read"):
+        explore_queries.main(command)
+
+
 def test_wrong_input_is_one_line(run, tmp_path, capsys):
     for args, message in (
         ([], "name either RUN"),

@@ -58,7 +58,7 @@ def test_errors_of_low_scores():
     false = ([], [detection(1, "cow", 3000 + 20 * i, 0.3) for i in range(100)])
     texts = _texts(*_together(*GOOD, _row(4, "cow", 10, 0.2), false))
     assert texts[0].startswith("Detections where there is no object cost most: ")
-    assert texts[0].endswith("; all of them have scores below the threshold 0.6.")
+    assert texts[0].endswith("; all of them have scores below the threshold 0.60.")
 
 
 def test_objects_that_are_missed_and_overlap():
@@ -70,7 +70,7 @@ def test_objects_that_are_missed_and_overlap():
     detections += [detection(3, "dog", 3000 + 30 * i, 0.5) for i in range(30)]  # which leave these below the threshold
     texts = _texts(objects, detections, 4)
     assert _matching(
-        r"^At the threshold 0.7, 12 of 144 objects are missed; 8 of these have a detection with a lower score. "
+        r"^At the threshold 0.70, 12 of 144 objects are missed; 8 of these have a detection with a lower score. "
         r"100.0 % of them overlap another object, of all objects 16.7 %.$",
         texts,
     )
@@ -116,7 +116,7 @@ def test_classes_with_a_threshold_of_their_own():
     low = _row(3, "cow", 20, 0.2)
     false = ([], [detection(1, "cat", 3000 + 20 * i, 0.3) for i in range(40)])
     texts = _texts(*_together(*GOOD[:2], low, false))
-    assert _matching(r"^Some classes gain from a threshold of their own: cow at 0.1 \(100.0 points of F1\)\.$", texts)
+    assert _matching(r"^Some classes gain from a threshold of their own: cow at 0.10 \(100.0 points of F1\)\.$", texts)
 
 
 def test_classes_without_objects_and_with_few():

@@ -15,6 +15,7 @@ from detr.engine.defaults import load_config
 from detr.errors import InputError
 from detr.finetuning import CONFIG, TRAIN, VAL
 from detr.modeling.meta_arch import Detr
+from detr.report import read_run
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 
 TINY_PHOTOS = ROOT.parent / "shared" / "datasets" / "tiny" / "coco"
@@ -61,6 +62,9 @@ def test_a_folder_becomes_a_model_with_its_pictures(shapes_root, weights, tmp_pa
     assert "class_embed" not in text  # all classes are shapes': nothing is re-initialized
     assert "batch 4: the largest power of 2" in text  # 48 images: 8 steps of 4, and not of 8
     assert f"--model {output / 'model_best.pth'}" in text
+    assert f"tools/report.py {output}\n" in text
+    run = read_run(str(output))
+    assert (run.dataset, run.warnings) == (VAL, ())
     for name in ("training_images.png", "predictions.png", "training.png"):
         with Image.open(output / name) as picture:
             assert min(picture.size) > 300
