@@ -59,6 +59,11 @@ def _config_of_file(path: str, opts: list[str]) -> CfgNode:
             return load_config(str(saved), opts)
     beside = os.path.join(os.path.dirname(path), "config.yaml")
     if os.path.isfile(beside):
+        if _is_lazy(beside):
+            raise InputError(
+                f"{path} was trained with a LazyConfig and says nothing of its config: name the YAML config of the "
+                "same model with --config-file, in Python config_file="
+            )
         return load_config(beside, opts)
     released = released_file(path)
     if released is not None:
@@ -67,3 +72,8 @@ def _config_of_file(path: str, opts: list[str]) -> CfgNode:
         f"{path} says nothing of its config, and no config.yaml lies beside it: name its config file with "
         "--config-file, in Python config_file="
     )
+
+
+def _is_lazy(path: str) -> bool:
+    """Whether a file is a LazyConfig, as Detectron2's script saves it beside its checkpoints."""
+    return "_target_:" in Path(path).read_text(encoding="utf-8")

@@ -152,7 +152,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
 
 
 def _read_labels(filename: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
-    """Detectron2's own insists on no copy, which numpy 2 takes at its word: (H, W), the class of every pixel."""
+    """The class of every pixel, (H, W). Detectron2's own function passes ``copy=False``, which numpy 2 refuses here."""
     with PathManager.open(filename, "rb") as file:
         return np.array(Image.open(file), dtype=dtype)
 

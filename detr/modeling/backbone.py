@@ -68,6 +68,17 @@ _PADDED: dict[type, type] = {
 }
 
 
+def backbone_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """MODEL.BACKBONE.ARGUMENTS by their names. Raises InputError for anything else than (name, value) pairs."""
+    pairs = cfg.MODEL.BACKBONE.ARGUMENTS
+    if not all(isinstance(x, (list, tuple)) and len(x) == 2 and isinstance(x[0], str) for x in pairs):
+        raise InputError(
+            f"MODEL.BACKBONE.ARGUMENTS is {tuple(pairs)}: it must be (name, value) pairs, such as "
+            "(('drop_path_rate', 0.1),)"
+        )
+    return dict(pairs)
+
+
 def pad_to_patches(backbone: Backbone) -> Backbone:
     """The same backbone, which asks for images of whole patches where Detectron2's own asks for nothing."""
     backbone.__class__ = _PADDED.get(type(backbone), type(backbone))

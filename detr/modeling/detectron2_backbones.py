@@ -1,7 +1,8 @@
 """Builders for Detectron2's backbones that have none: RegNet, Swin, ViT and MViT.
 
-Each builds the smallest model that Detectron2 has a baseline of; ``MODEL.BACKBONE.ARGUMENTS`` changes the arguments of
-its class. All give features of strides 4 to 32, but the ViT, which has one of stride 16.
+Each builds a small model, which Detectron2 has a baseline of or, for Swin, which its class builds by default;
+``MODEL.BACKBONE.ARGUMENTS`` changes the arguments of the class. All give features of strides 4 to 32, except the ViT,
+which has one of stride 16.
 """
 
 import functools
@@ -16,6 +17,7 @@ from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, Simp
 from torch import nn
 
 from detr.errors import InputError
+from detr.modeling.backbone import backbone_arguments
 
 PYRAMID_SCALES = (4.0, 2.0, 1.0)  # of the ViT's feature: strides 4, 8 and 16, which the mask head reads
 PYRAMID_CHANNELS = 256
@@ -90,10 +92,11 @@ def build_mvit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MViT:
 
 
 def _build(kind: Callable[..., Any], cfg: CfgNode, **arguments: Any) -> Any:
+    given = backbone_arguments(cfg)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Importing from timm", category=FutureWarning)  # an old path
-            return kind(**{**arguments, **dict(cfg.MODEL.BACKBONE.ARGUMENTS)})
+            return kind(**{**arguments, **given})
     except ModuleNotFoundError as error:
         if error.name != "timm":
             raise
@@ -101,7 +104,6 @@ def _build(kind: Callable[..., Any], cfg: CfgNode, **arguments: Any) -> Any:
             f"{cfg.MODEL.BACKBONE.NAME} needs timm, which is not installed: pip install 'detectron2-detr[timm]'"
         ) from None
     except (TypeError, ValueError, AssertionError) as error:
-        given = tuple(cfg.MODEL.BACKBONE.ARGUMENTS)
         raise InputError(
             f"Detectron2's backbone cannot be built with MODEL.BACKBONE.ARGUMENTS {given}: {error}"
         ) from error

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detr.errors import InputError
-from detr.modeling.backbone import PYRAMID_STRIDES
+from detr.modeling.backbone import PYRAMID_STRIDES, backbone_arguments
 from detr.modeling.timm_models import MISTAKES, check_indices, create, first_line, freeze_norms, freeze_stages
 
 NORMS = ("FrozenBN", "BN")
 WINDOWS = (1, 7, 8, 12, 16)  # sides of windows that the coarsest feature may have to consist of
-SAME_INPUT = 1.0  # of 0..255: a larger difference of mean or deviation is no rounding
+SAME_INPUT = 1.0  # of 0..255; smaller differences of means or deviations come from rounding
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
             in_channels=input_shape.channels,
             norm=keys.NORM,
             freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-            arguments=dict(cfg.MODEL.BACKBONE.ARGUMENTS),
+            arguments=backbone_arguments(cfg),
         )
 
     backbone = build(keys.OUT_INDICES or (-1,))

@@ -78,19 +78,19 @@ class HubDetr(Detr):
         padded = ImageList.from_tensors(
             batch, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
         )
-        outputs = self.forward_network(padded, return_intermediate=False)
-        logits = outputs.logits[-1]
+        network = self.forward_network(padded, return_intermediate=False)
+        logits = network.logits[-1]
         if self.category_columns is not None:
             filled = logits.new_full((*logits.shape[:2], num_columns(self.num_classes)), NEVER)
             logits = filled.index_copy(2, self.category_columns, logits)
-        found = {"pred_logits": logits, "pred_boxes": outputs.boxes[-1]}
-        if self.mask_head is not None and outputs.mask_features is not None:
+        outputs = {"pred_logits": logits, "pred_boxes": network.boxes[-1]}
+        if self.mask_head is not None and network.mask_features is not None:
             n, q = logits.shape[:2]
             image_of = torch.arange(n, device=self.device).repeat_interleave(q, output_size=n * q)
             query_of = torch.arange(q, device=self.device).repeat(n)
             with self._precision():
-                found["pred_masks"] = self.mask_head(outputs.mask_features, image_of, query_of).unflatten(0, (n, q))
-        return found
+                outputs["pred_masks"] = self.mask_head(network.mask_features, image_of, query_of).unflatten(0, (n, q))
+        return outputs
 
 
 class Nested(NamedTuple):

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
@@ -15,11 +14,14 @@ from detectron2.solver import build_lr_scheduler
 from omegaconf import ListConfig
 
 import train_net
-from detr.checkpoint import DetrCheckpointer
+from detr.checkpoint.formats import to_detectron2
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine.defaults import load_config
 from detr.engine.solver import build_optimizer, schedule_in_iterations
+from detr.errors import InputError
+from detr.model_config import config_of
+from tests.checkpoint.samples import small_original
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts, make_input
 from tests.detectron2_tools import imported
 
@@ -215,11 +217,30 @@ def test_a_checkpoint_of_the_yaml_is_evaluated(trained, tmp_path):
     assert detections(tmp_path) == detections(yaml)
 
 
-def test_the_scripts_checkpointer_reads_every_format():
-    """The authors' files need no conversion: Detectron2's checkpointer is DETR's for a ``Detr``."""
-    with torch.device("meta"):
-        model = instantiate(LazyConfig.load(str(LAZY / "detr_R_50.py")).model)
-    assert type(DetectionCheckpointer(model)) is DetrCheckpointer
+@pytest.mark.slow
+def test_the_authors_file_is_evaluated_without_a_conversion(shapes_root, tmp_path):
+    state = small_original(num_classes=4)
+    torch.save({"model": state}, tmp_path / "original.pth")
+    sizes = ["model.transformer.d=64", "model.transformer.feedforward=64", "model.transformer.encoder_layers=1",
+             "model.transformer.decoder_layers=1", "model.num_classes=4", "model.num_queries=10"]  # fmt: skip
+    data = ["dataloader.test.dataset.names=shapes_val", "dataloader.test.num_workers=0",
+            "dataloader.test.mapper.augmentations.min_size=96"]  # fmt: skip
+    weights = f"train.init_checkpoint={tmp_path / 'original.pth'}"
+    run(LAZY / "detr_R_50.py", tmp_path, *sizes, *data, weights, "train.device=cpu", flags=["--eval-only"])
+    lazy = LazyConfig.apply_overrides(LazyConfig.load(str(LAZY / "detr_R_50.py")), [*sizes, *data])
+    model = instantiate(lazy.model).eval()
+    model.load_state_dict(to_detectron2(state).state)
+    with torch.no_grad():
+        (expected,) = model([next(iter(instantiate(lazy.dataloader.test)))[0]])
+    scores = [x["score"] for x in detections(tmp_path)]
+    assert len(scores) == 16 * 10
+    assert scores[:10] == pytest.approx(expected["instances"].scores.tolist(), rel=1e-4)
+
+
+def test_a_checkpoint_without_a_config_is_answered_with_what_to_name(trained):
+    with pytest.raises(InputError, match=r"trained with a LazyConfig .* name the YAML config .* --config-file"):
+        config_of(str(trained[0] / "model_final.pth"))
+    assert config_of(str(trained[0] / "model_final.pth"), str(QUICKSTART)).MODEL.DETR.NUM_CLASSES == 4
 
 
 PANOPTIC_SHAPES = """
