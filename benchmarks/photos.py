@@ -225,7 +225,9 @@ def draw(recipes: Mapping[str, list[Point]], path: Path) -> None:
             steps, [0, *(point["AP"] for point in curve)], marker="o", markersize=3, label=f"{name}, AP"
         )
         axis.plot(steps, [0, *(x["AP50"] for x in curve)], ":", color=line.get_color(), label=f"{name}, AP50")
-    axis.set(xlabel=f"steps of {BATCH} images", ylabel="box AP on the images trained on", xlim=(0, None), ylim=(0, 100))
+    axis.set(
+        xlabel=f"steps of {BATCH} images", ylabel="box AP on the images trained on", xlim=(0, None), ylim=(0, None)
+    )
     axis.grid(alpha=0.3)
     axis.legend(loc="upper left", fontsize=9)
     figure.savefig(path, dpi=120)
