@@ -1,4 +1,4 @@
-"""Two processes: they stop together, the loss on a test set is that of one process, and the main one watches its health."""
+"""Two processes: they stop together, share the loss on a test set, and the main one watches its health."""
 
 import datetime
 import json
