@@ -60,15 +60,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cfg, names = find_data(args)
     dicts = [x for name in names for x in load_dataset(name)]
+    shown = args.data or ", ".join(names)
     if args.start >= len(dicts):
-        raise InputError(f"--start {args.start}, but {', '.join(names)} has {len(dicts)} images: name a smaller number")
+        raise InputError(f"--start {args.start}, but {shown} has {len(dicts)} images: name a smaller number")
     if args.data:
         fit_to_data(cfg, names[0], dicts, args.opts)
     view = viewer(cfg, args, names[0])
     chosen = list(enumerate(dicts))[args.start : args.start + args.number]
     for begin in range(0, len(chosen), PICTURES):
         write_page(chosen[begin : begin + PICTURES], view, Path(args.output, f"{args.split}_{chosen[begin][0]:05}.png"))
-    print(f"{len(chosen)} of the {len(dicts)} images of {', '.join(names)}")
+    print(f"{len(chosen)} of the {len(dicts)} images of {shown}")
 
 
 def find_data(args: argparse.Namespace) -> tuple[CfgNode, tuple[str, ...]]:
@@ -124,7 +125,6 @@ def write_page(page: list[tuple[int, Item]], view: Callable[[int, Item], View], 
         print(f"{index:6}  {x['file_name']}: {drawn.line()}")
     if not pictures:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_picture(sheet(pictures, COLUMNS), str(path))
     print(f"sheet   {path}")
 

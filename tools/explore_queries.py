@@ -15,11 +15,12 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import detr
+from detr.checkpoint.files import WEIGHTS_OF_RUN, weights_of_run
 from detr.data.loading import load_dataset
 from detr.engine.registration import register_datasets
 from detr.errors import InputError, OneLineParser, exit_with_one_line
 from detr.inference.image_inputs import find_images
-from detr.inference.query_use import QueryUse, parse_queries, weights_of_run
+from detr.inference.query_use import QueryUse, parse_queries
 from detr.inference.streams import read_images
 from detr.pictures.files import WRITTEN_SUFFIXES
 from detr.pictures.queries import query_panels
@@ -59,8 +60,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     output = args.output or os.path.join(args.run, "queries.png")
     config = os.path.join(args.run, "config.yaml")  # names the data sets, which the config in a checkpoint does not
+    weights = args.model or weights_of_run(args.run)
+    if not weights:
+        missing = " and ".join(WEIGHTS_OF_RUN)
+        raise InputError(
+            f"{args.run} is no folder of a finished training ({missing} are missing): name one, or a checkpoint with "
+            "--model"
+        )
     predictor = detr.Predictor(
-        args.model or weights_of_run(args.run),
+        weights,
         config_file=config if args.run and os.path.isfile(config) else "",
         threshold=args.confidence_threshold,
         batch_size=args.batch,

@@ -13,7 +13,7 @@ import math
 from tabulate import tabulate
 
 import detr  # noqa: F401  says how to install Detectron2 where it is missing
-from detr.engine.metrics_files import Metrics, read_metrics, run_names
+from detr.engine.metrics_files import Metrics, metrics_file, read_metrics, run_names
 from detr.errors import InputError, OneLineParser, exit_with_one_line
 from detr.pictures.curves import PANELS, RESULTS, curves_of, panels_of, plot_runs
 
@@ -30,10 +30,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if len(set(args.runs)) < len(args.runs):
+    if len({metrics_file(run).resolve() for run in args.runs}) < len(args.runs):
         raise InputError("the same run is named twice: name each once")
     runs = dict(zip(run_names(args.runs), map(read_metrics, args.runs), strict=True))
-    panels = panels_of(args.keys.split(","), runs) if args.keys else PANELS
+    panels = panels_of([key.strip() for key in args.keys.split(",")], runs) if args.keys else PANELS
     plot_runs(runs, args.output, panels)
     print(summary(runs))
     print(f"curves: {args.output}")

@@ -27,6 +27,8 @@ WEIGHTS_IN_FOLDER = (
     "pytorch_model.bin.index.json",
 )
 
+WEIGHTS_OF_RUN = ("model_best.pth", "model_final.pth")  # by preference
+
 # What the pickles of Detectron2's model zoo hold: numpy arrays and plain values.
 _NUMPY = {
     ("numpy", "dtype"),
@@ -176,6 +178,12 @@ def save_file(content: dict[str, Any], path: str) -> None:
         with open(new, "wb") as file:
             torch.save(content, file)
         os.replace(new, path)
+
+
+def weights_of_run(folder: str) -> str:
+    """The best checkpoint of a training's folder, else the last one; "" where there is none."""
+    paths = (os.path.join(folder, name) for name in WEIGHTS_OF_RUN)
+    return next(filter(os.path.isfile, paths), "")
 
 
 def save_text(text: str, path: str) -> None:

@@ -121,6 +121,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
             return [EvalHook(period, hook._func), *self._hooks_after_evaluation()]
         if type(hook) is hooks.PeriodicWriter:
             writer = PeriodicWriter(hook._writers, hook._period, evaluation_period=period)
+            # As the writer, in the main process only.
             return [HealthHook(self.model), writer] if cfg.LOGGING.HEALTH and is_detr(cfg) else [writer]
         return [hook]
 

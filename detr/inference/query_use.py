@@ -3,7 +3,6 @@
 I  images, Q object queries
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +12,6 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from detr.errors import InputError
-
-WEIGHTS_OF_RUN = ("model_best.pth", "model_final.pth")
 
 
 @dataclass(frozen=True)
@@ -81,15 +78,3 @@ def parse_queries(texts: Sequence[str], count: int) -> list[int] | None:
     if unknown:
         raise InputError(f"there is no query {unknown[0]}: name numbers from 0 to {count - 1}, or all")
     return [numbers[text] for text in texts] or None
-
-
-def weights_of_run(folder: str) -> str:
-    """The best checkpoint of a training's folder, else the last one. Raises InputError where there is none."""
-    for name in WEIGHTS_OF_RUN:
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            return path
-    raise InputError(
-        f"{folder} is no folder of a finished training ({' and '.join(WEIGHTS_OF_RUN)} are missing): name one, or a "
-        "checkpoint with --model"
-    )

@@ -185,7 +185,7 @@ def operating_point(report: Report) -> list[Finding]:
 def own_thresholds(report: Report) -> list[Finding]:
     """Classes that gain from a threshold of their own, by 0.03 in F1 or more."""
     gains = [
-        (x.at_best.f1 - (x.counts.f1 or 0.0), x)
+        (x.at_best.f1 - (x.counts.f1 or 0.0), x.name, x.best_threshold)
         for x in report.classes
         if x.at_best is not None and x.at_best.f1 is not None and x.best_threshold is not None
         if x.objects >= FEW_OBJECTS
@@ -193,7 +193,7 @@ def own_thresholds(report: Report) -> list[Finding]:
     gains = sorted((x for x in gains if x[0] >= 0.03), key=lambda x: -x[0])[:3]
     if not gains:
         return []
-    parts = [f"{x.name} at {threshold(x.best_threshold)} ({points(gain)} of F1)" for gain, x in gains]
+    parts = [f"{name} at {threshold(best)} ({points(gain)} of F1)" for gain, name, best in gains]
     text = f"Some classes gain from a threshold of their own: {joined(parts)}."
     return [Finding(text, "Filter the detections of these classes by it.")]
 

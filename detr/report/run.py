@@ -2,13 +2,14 @@
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from detr.checkpoint.files import weights_of_run
 from detr.data.coco_file import read_json
 from detr.engine.metrics_files import FILE, parse_metrics
 from detr.engine.registration import register_entries
@@ -143,12 +144,7 @@ def _check_set(name: str) -> None:
 
 def _how_to_evaluate(folder: str, name: str) -> str:
     config = os.path.join(folder, "config.yaml")
-    weights = next(filter(os.path.isfile, _weights(folder)), "WEIGHTS")
-    options = ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", folder]
+    options = ["MODEL.WEIGHTS", weights_of_run(folder) or "WEIGHTS", "OUTPUT_DIR", folder]
     if name:
         options += ["DATASETS.TEST", f"('{name}',)"]
     return f"python train_net.py --eval-only --config-file {shlex.join([config, *options])}"
-
-
-def _weights(folder: str) -> Sequence[str]:
-    return [os.path.join(folder, name) for name in ("model_best.pth", "model_final.pth")]

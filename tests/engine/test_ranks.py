@@ -1,4 +1,4 @@
-"""Two processes: they stop together, the loss on a test set is that of one process, and each has its own health."""
+"""Two processes: they stop together, share the loss on a test set, and the main one watches its health."""
 
 import datetime
 import json
@@ -40,7 +40,7 @@ def train(folder: str) -> tuple[list[tuple[int, int, int]], list[dict[str, float
         trainer.resume_or_load(resume=patience == 3)
         trainer.train()
         steps.append(recorder.seen)
-        latest = trainer.storage.latest()
+        latest = trainer.storage.latest_with_smoothing_hint(20)  # as metrics.json has it
         health.append({name: value for name, (value, _) in latest.items() if name.startswith("health/")})
     return steps, health
 
@@ -60,15 +60,14 @@ def run_a_rank(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_stop_together_share_the_loss_and_have_their_own_health(tmp_path):
+def test_ranks_stop_together_share_the_loss_and_watch_their_health(tmp_path):
     (tmp_path / "run").mkdir()
     torch.multiprocessing.spawn(run_a_rank, args=(str(tmp_path),), nprocs=2)
-    health = [json.loads((tmp_path / f"rank_{rank}.json").read_text())["health"] for rank in range(2)]
-    for first, second in zip(*health, strict=True):
-        assert first.keys() == second.keys() == {NO_OBJECT, IOU, LAYERS}
-        assert first[IOU] != second[IOU]  # each is of its own images
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
-    assert [x[IOU] for x in lines if IOU in x][-1] == health[0][-1][IOU]  # those of the main process
+    main, other = (json.loads((tmp_path / f"rank_{rank}.json").read_text())["health"] for rank in range(2))
+    assert [x.keys() >= {NO_OBJECT, IOU, LAYERS} for x in main] == [True, True]
+    assert other == [{}, {}]
+    lines = map(json.loads, (tmp_path / "run" / "metrics.json").read_text().splitlines())
+    assert [x[IOU] for x in lines if IOU in x][-1] == main[-1][IOU]
     (expected,) = losses(lambda model: model, [one_by_one(images(masks=True))])
     for rank in range(2):
         results = json.loads((tmp_path / f"rank_{rank}.json").read_text())

@@ -9,7 +9,7 @@ from PIL import Image
 from detr.checkpoint import DetrCheckpointer
 from detr.engine.defaults import load_config
 from detr.errors import InputError
-from detr.inference.query_use import QueryUse, parse_queries, weights_of_run
+from detr.inference.query_use import QueryUse, parse_queries
 from detr.pictures.queries import box_colors, query_panels
 from detr.predictor import Predictor
 from tests.conftest import QUICKSTART, TINY, as_opts
@@ -148,7 +148,7 @@ def test_wrong_input_is_one_line(run, tmp_path, capsys):
             explore_queries.main(args)
         assert capsys.readouterr().err.startswith(f"error: {message}")
     with pytest.raises(InputError, match=r"no folder of a finished training \(model_best\.pth and model_final\.pth"):
-        weights_of_run(str(tmp_path))
+        explore_queries.main([str(tmp_path)])
     with pytest.raises(InputError, match=r"no DATASETS\.TEST: name images with --dataset or --input"):
         explore_queries.main(["--model", str(run / "model_final.pth")])
     with pytest.raises(InputError, match="there is no query 20"):

@@ -135,4 +135,4 @@ def test_the_command_draws_two_runs_and_sums_them_up(tmp_path, capsys):
     assert ["rcnn", "40", "1.25", "-"] in rows
     assert width(tmp_path / "both.png") > 300
     with pytest.raises(InputError, match="the same run is named twice"):
-        plot_metrics.main([mask_rcnn, mask_rcnn])
+        plot_metrics.main([mask_rcnn, str(tmp_path / "rcnn")])

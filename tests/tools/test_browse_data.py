@@ -66,7 +66,7 @@ def test_a_folder_with_a_broken_image(shapes_root, tmp_path, capsys, registered)
     browse_data.main(["--data", str(folder), "--number", "3", "--output", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert re.search(rf"^ +1  error: cannot read the image .*{names[1]}", printed, re.MULTILINE)
-    assert "3 of the 16 images" in printed
+    assert f"3 of the 16 images of {folder}" in printed
     assert read_image(str(tmp_path / "out" / "train_00000.png"), "RGB").shape[0] > 300
 
 
