@@ -23,6 +23,6 @@ COPY --chown=1000:1000 . .
 RUN PIP_NO_CACHE_DIR=1 make env
 
 # Data sets, and downloaded weights beside them, outlive the container where /data is mounted.
-ENV DETECTRON2_DATASETS=/data FVCORE_CACHE=/data/weights MPLCONFIGDIR=/tmp/matplotlib
+ENV DETECTRON2_DATASETS=/data FVCORE_CACHE=/data/weights HF_HOME=/data/weights/timm MPLCONFIGDIR=/tmp/matplotlib
 ENTRYPOINT ["/detr/.venv/bin/python"]
 CMD ["demo.py", "--help"]

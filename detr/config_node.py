@@ -55,9 +55,9 @@ class DetrCfgNode(CfgNode, metaclass=_EqualToCfgNode):
         in_epochs = _GUARDED.get(name)
         if in_epochs and self.get(in_epochs) and _in_force(self, in_epochs, name) == in_epochs:
             raise InputError(
-                f"{name} is not known, since the schedule is in epochs, {in_epochs} {self[in_epochs]}: use "
+                f"SOLVER.{name} is not known, since the schedule is in epochs, SOLVER.{in_epochs} {self[in_epochs]}: use "
                 "detr.engine.trainer.Trainer, which turns epochs into iterations; in a loop of your own call "
-                f"cfg = detr.engine.solver.schedule_in_iterations(cfg, number_of_training_images) first; or set {name}"
+                f"cfg = detr.engine.solver.schedule_in_iterations(cfg, number_of_training_images) first; or set SOLVER.{name}"
             )
         if name == "MOMENTUM" and was_set(self, "OPTIMIZER") and self["OPTIMIZER"] != "SGD":
             raise InputError(

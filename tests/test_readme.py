@@ -103,6 +103,18 @@ def test_linked_files_exist(page, link):
     assert (FOLDERS[page] / link).is_file()
 
 
+def headings(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_linked_headings_exist():
+    links = [(page, *x) for page, text in PAGES.items() for x in re.findall(r"\]\(((?!http)[^)#]*)#([^)]+)\)", text)]
+    assert len(links) > 10
+    assert [x for x in links if x[2] not in headings(FOLDERS[x[0]] / (x[1] or x[0].rpartition("/")[2]))] == []
+
+
 PATHS = sorted({x for text in PAGES.values() for x in re.findall(r"`((?:detr|tools|tests|configs)/[\w/.-]+)`", text)})
 
 

@@ -122,11 +122,14 @@ def schedule_in_iterations(cfg: CfgNode, num_images: int) -> CfgNode:
 
     An epoch is num_images // IMS_PER_BATCH iterations (at least one), as the original drops the last,
     incomplete batch. Keys in epochs that were overruled by those in iterations, set later, do not count. Returns a
-    changed, frozen copy. Raises InputError for a drop without an end or after it.
+    changed, frozen copy. Raises InputError for a drop without an end or after
+    it, and for a negative length.
     """
     cfg = settle_schedule(cfg)
     cfg.defrost()
     solver, epochs = cfg.SOLVER, cfg.SOLVER.MAX_EPOCHS
+    if not epochs and solver.MAX_ITER < 0:
+        raise InputError(f"SOLVER.MAX_ITER is {solver.MAX_ITER}: it must be at least 0")
     if epochs < 0 or any(drop >= epochs or drop <= 0 for drop in solver.DROP_EPOCHS):
         raise InputError(
             f"SOLVER.DROP_EPOCHS {tuple(solver.DROP_EPOCHS)} must lie between 0 and SOLVER.MAX_EPOCHS {epochs}"

@@ -29,6 +29,7 @@ DATA = {
 }
 DETECTRON2_VIT = (("img_size", 64), ("embed_dim", 32), ("depth", 2), ("num_heads", 2), ("window_size", 3),
                   ("window_block_indexes", [0]))  # fmt: skip
+DETECTRON2_REGNET = (("depth", 4), ("w_a", 16.0), ("w_0", 16), ("w_m", 1.7), ("group_width", 8))
 DETECTRON2_SWIN = (("embed_dim", 16), ("depths", [1, 1, 1, 1]), ("num_heads", [1, 2, 4, 8]))
 # Name -> what makes the config's backbone tiny.
 CONFIGS = {
@@ -49,18 +50,17 @@ CONFIGS = {
             ("last_block_indexes", [0, 1, 2, 3]),
         )
     },
+    "regnetx_4gf": {"MODEL.BACKBONE.ARGUMENTS": DETECTRON2_REGNET},
+    "vit_base": {"MODEL.BACKBONE.ARGUMENTS": DETECTRON2_VIT},
 }
-# Builders of Detectron2's classes, which have no config.
-BUILDERS = {
-    "regnet": (("depth", 4), ("w_a", 16.0), ("w_0", 16), ("w_m", 1.7), ("group_width", 8)),
-    "swin": DETECTRON2_SWIN,
-    "vit": DETECTRON2_VIT,
-}
+BUILDERS = {"swin": DETECTRON2_SWIN}  # of Detectron2, without a config
 PYRAMIDS = {
     "configs/backbones/fpn_R_50.yaml": CONFIGS["fpn_R_50"],
     "configs/backbones/convnext_tiny.yaml": CONFIGS["convnext_tiny"],
     "configs/backbones/swin_tiny.yaml": CONFIGS["swin_tiny"],
     "configs/backbones/mvitv2_tiny.yaml": CONFIGS["mvitv2_tiny"],
+    "configs/backbones/regnetx_4gf.yaml": CONFIGS["regnetx_4gf"],
+    "configs/backbones/vit_base.yaml": CONFIGS["vit_base"],
     **{f"build_{name}_backbone": {"MODEL.BACKBONE.ARGUMENTS": arguments} for name, arguments in BUILDERS.items()},
 }
 
