@@ -22,7 +22,9 @@ SCHEDULE_PAIRS = (
 )
 _SECTIONS = ("SOLVER", "TEST")
 # Detectron2's keys that cannot be read while the one in epochs is in force. STEPS is only read after MAX_ITER.
-_GUARDED = {in_iterations: in_epochs for _, in_epochs, in_iterations in SCHEDULE_PAIRS if in_iterations != "STEPS"}
+_GUARDED = {
+    in_iterations: (node, in_epochs) for node, in_epochs, in_iterations in SCHEDULE_PAIRS if in_iterations != "STEPS"
+}
 _REMEMBERED = {key for _, *pair in SCHEDULE_PAIRS for key in pair} | {"OPTIMIZER"}
 _SET_AT = "detr_set_at"  # in a node's __dict__: key -> moment
 _clock = itertools.count(1)
@@ -52,12 +54,13 @@ class DetrCfgNode(CfgNode, metaclass=_EqualToCfgNode):
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
-        in_epochs = _GUARDED.get(name)
+        node, in_epochs = _GUARDED.get(name, ("", ""))
         if in_epochs and self.get(in_epochs) and _in_force(self, in_epochs, name) == in_epochs:
             raise InputError(
-                f"SOLVER.{name} is not known, since the schedule is in epochs, SOLVER.{in_epochs} {self[in_epochs]}: use "
-                "detr.engine.trainer.Trainer, which turns epochs into iterations; in a loop of your own call "
-                f"cfg = detr.engine.solver.schedule_in_iterations(cfg, number_of_training_images) first; or set SOLVER.{name}"
+                f"{node}.{name} is not known, since the schedule is in epochs, {node}.{in_epochs} {self[in_epochs]}: "
+                "use detr.engine.trainer.Trainer, which turns epochs into iterations; in a loop of your own call "
+                "cfg = detr.engine.solver.schedule_in_iterations(cfg, number_of_training_images) first; or set "
+                f"{node}.{name}"
             )
         if name == "MOMENTUM" and was_set(self, "OPTIMIZER") and self["OPTIMIZER"] != "SGD":
             raise InputError(

@@ -23,6 +23,8 @@ USES_EXTRAS = {
     "engine/terminal.py": ("DETECTRON2",),
     "inference/tiles.py": ("TILES",),
     "inference/video.py": ("VIDEO", "DETECTRON2"),
+    "modeling/timm_models.py": ("TIMM",),
+    "report/page.py": ("REPORT",),
 }
 
 BLOCK = """
@@ -68,6 +70,15 @@ def test_a_missing_detectron2_is_reported_with_the_remedy():
 def test_a_missing_package_of_detectron2_is_named():
     result = import_detr_without("fvcore")
     assert result.stderr.strip().splitlines()[-1].startswith("ModuleNotFoundError: No module named 'fvcore")
+
+
+def test_a_folder_that_is_taken_for_the_package_is_named():
+    script = (
+        "import sys, types; sys.modules['detr'] = package = types.ModuleType('detr'); "
+        f"package.__path__ = [{str(ROOT / 'detr')!r}]; import detr.engine"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"ImportError: the folder {ROOT / 'detr'} is taken for the package detr" in result.stderr
 
 
 def test_every_third_party_import_is_declared(setup_lists):

@@ -194,7 +194,7 @@ class Report:
     classes: (K,)
     counts: of all classes at the threshold
     confusion: (K + 1, K + 1) int, at the threshold and IoU 0.5: row i are the objects of class i, column j what was
-        predicted for them. The last row counts detections that get no object, the last column objects without a detection
+        predicted for them. The last row counts detections that get no object, the last column objects that get none
     errors: one for each of `ERRORS`, in that order
     missed: what the missed objects have in common
     worst: the images with the highest cost, the worst first; none without a cost

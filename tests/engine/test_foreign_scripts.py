@@ -174,7 +174,9 @@ def test_detectron2s_trainings_train_detr(name, shapes_root, tmp_path, monkeypat
 @pytest.mark.usefixtures("served")
 def test_a_schedule_in_epochs_is_reported(shapes_root, tmp_path):
     words = config(**{"OUTPUT_DIR": tmp_path})
-    with pytest.raises(InputError, match=r"MAX_ITER is not known, since the schedule is in epochs, MAX_EPOCHS 6"):
+    with pytest.raises(
+        InputError, match=r"MAX_ITER is not known, since the schedule is in epochs, SOLVER.MAX_EPOCHS 6"
+    ):
         imported("plain_train_net").main(default_argument_parser().parse_args(words))
 
 

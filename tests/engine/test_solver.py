@@ -35,6 +35,11 @@ def test_a_drop_outside_the_training_is_reported(tiny_config, drops):
         scheduled(tiny_config, 100, MAX_EPOCHS=5, DROP_EPOCHS=drops)
 
 
+def test_a_negative_length_is_reported(tiny_config):
+    with pytest.raises(InputError, match=r"SOLVER\.MAX_ITER is -5: it must be at least 0"):
+        scheduled(tiny_config, 5, MAX_EPOCHS=0, DROP_EPOCHS=(), MAX_ITER=-5)
+
+
 def test_groups_have_their_learning_rate_and_all_decay(tiny_config):
     cfg = tiny_config({"SOLVER.BACKBONE_MULTIPLIER": 0.1, "SOLVER.BASE_LR": 2e-4, "SOLVER.WEIGHT_DECAY": 3e-4})
     model = build_model(cfg)
