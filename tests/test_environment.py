@@ -22,6 +22,8 @@ USES_EXTRAS = {
     "engine/progress.py": ("DETECTRON2",),
     "engine/terminal.py": ("DETECTRON2",),
     "inference/tiles.py": ("TILES",),
+    "modeling/timm_models.py": ("TIMM",),
+    "report/page.py": ("REPORT",),
     "inference/video.py": ("VIDEO", "DETECTRON2"),
     "modeling/timm_models.py": ("TIMM",),
     "report/page.py": ("REPORT",),
