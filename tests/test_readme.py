@@ -165,7 +165,7 @@ def split_command(command: str) -> tuple[str, list[str]]:
 
 
 # Files that a page lets its reader make or bring along.
-OF_THE_READER = {"train_mine.py": "train_net.py"}
+OF_THE_READER = {"train_mine.py": "train_net.py", "patches.py": "train_net.py"}
 
 
 def options_of(script: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:

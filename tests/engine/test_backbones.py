@@ -92,10 +92,9 @@ def train_one_step(cfg):
 
 
 def test_a_backbone_of_ones_own_is_built_as_the_page_says(tiny_config):
-    names = {"cfg": tiny_config()}
     page = (ROOT / "docs" / "backbones.md").read_text()
-    exec(re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1], names)
-    model = build_model(names["cfg"]).eval()
+    exec(re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1], {"__name__": "docs"})
+    model = build_model(tiny_config({"MODEL.BACKBONE.NAME": "Patches"})).eval()
     images = model.preprocess([{"image": torch.zeros(3, 50, 70, dtype=torch.uint8)}])
     assert images.tensor.shape[-2:] == (64, 80)
     assert model.forward_network(images, return_intermediate=False).boxes.isfinite().all()
