@@ -25,8 +25,6 @@ USES_EXTRAS = {
     "modeling/timm_models.py": ("TIMM",),
     "report/page.py": ("REPORT",),
     "inference/video.py": ("VIDEO", "DETECTRON2"),
-    "modeling/timm_models.py": ("TIMM",),
-    "report/page.py": ("REPORT",),
 }
 
 BLOCK = """
