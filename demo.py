@@ -25,12 +25,12 @@ import detr
 from detr.errors import INTERRUPTED, InputError, OneLineParser, exit_with_one_line
 from detr.inference.coco_results import ResultsFile, coco_results
 from detr.inference.image_inputs import find_images
+from detr.inference.predictor import Predictor
 from detr.inference.streams import Item, detect, detect_with_attention, read_frames, read_images
 from detr.pictures.attention import attention_sheet
 from detr.pictures.drawing import draw_prediction
 from detr.pictures.files import choose_targets, choose_video, sheet_path
 from detr.pictures.sheets import save_picture
-from detr.predictor import Predictor
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 

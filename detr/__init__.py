@@ -25,9 +25,9 @@ from detr.data import register_any
 from detr.data.shapes import register_shapes
 from detr.export import model as _exported  # noqa: F401  registers the meta-architecture "ExportedDetr"
 from detr.foreign_warnings import hide_foreign_warnings
+from detr.inference.predictor import Predictor
 from detr.modeling import detectron2_backbones, small_resnet, timm_backbone  # noqa: F401  they register backbones
 from detr.modeling.meta_arch import Detr
-from detr.predictor import Predictor
 
 __all__ = ["Detr", "Predictor", "add_detr_config", "model_zoo", "register_any"]
 __version__ = "0.1.0"

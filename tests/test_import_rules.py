@@ -28,7 +28,7 @@ MAY_SEE_CFG = {
     "convert/verification.py",
     "export/__init__.py",
     "export/metadata.py",
-    "predictor.py",  # a model's config and preprocessing, as Detectron2's DefaultPredictor
+    "inference/predictor.py",  # a model's config and preprocessing, as Detectron2's DefaultPredictor
 }
 PICTURES = "detr.pictures"
 # module or package -> what it must not import

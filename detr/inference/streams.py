@@ -9,8 +9,8 @@ import numpy as np
 
 from detr.errors import InputError
 from detr.inference import image_inputs
+from detr.inference.predictor import Predictor
 from detr.modeling.attention_maps import Point
-from detr.predictor import Predictor
 
 
 @dataclass(frozen=True)

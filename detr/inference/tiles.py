@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from detr.errors import InputError
-from detr.predictor import Predictor
+from detr.inference.predictor import Predictor
 
 try:
     from sahi.models.detectron2 import Detectron2DetectionModel

@@ -9,9 +9,9 @@ from PIL import Image
 from detr.checkpoint import DetrCheckpointer
 from detr.engine.defaults import load_config
 from detr.errors import InputError
+from detr.inference.predictor import Predictor
 from detr.inference.query_use import QueryUse, parse_queries
 from detr.pictures.queries import box_colors, query_panels
-from detr.predictor import Predictor
 from tests.conftest import QUICKSTART, TINY, as_opts
 from tests.lively import build_lively
 from tools import explore_queries

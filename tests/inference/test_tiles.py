@@ -14,8 +14,8 @@ from sahi.predict import get_sliced_prediction
 from detr.checkpoint import DetrCheckpointer
 from detr.engine.defaults import load_config
 from detr.errors import InputError
+from detr.inference.predictor import Predictor
 from detr.inference.tiles import TileModel, predict_in_tiles
-from detr.predictor import Predictor
 from tests.conftest import ROOT, TINY
 from tests.finder import save_finder
 from tests.lively import build_lively

@@ -23,7 +23,7 @@ from detr.errors import InputError
 from detr.export import export
 from detr.inference import image_inputs
 from detr.inference.batches import BATCHES_AHEAD
-from detr.predictor import Predictor
+from detr.inference.predictor import Predictor
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 from tests.finder import save_finder
 from tests.lively import build_lively
