@@ -1,5 +1,6 @@
 """The data set that a run was evaluated on: its objects, its classes and its image files."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,11 +36,15 @@ def read_registered(name: str, masks: bool) -> Data:
 def read_file(path: str, images: str, masks: bool) -> Data:
     """Of a file in COCO's format. images: the folder of its images; masks: as above
 
-    Raises InputError as ``read_coco`` does, and where there are no annotations.
+    Raises InputError as ``read_coco`` does, and where there are no annotations, or none of the images.
     """
     content = read_coco(path)
     contiguous = class_ids(content)
     dicts = clean_dicts(coco_dicts(content, path, images, contiguous, extra_keys=("area",)), path)
+    if dicts and not any(map(os.path.isfile, (x["file_name"] for x in dicts))):
+        raise InputError(
+            f"{images} has none of the images of {path}, such as {dicts[0]['file_name']}: name their folder with --images"
+        )
     names = {x["id"]: x["name"] for x in content["categories"]}
     truth = make_truth(dicts, names, contiguous, masks)
     return _data(truth, {x["image_id"]: x["file_name"] for x in dicts}, path)

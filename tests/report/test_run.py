@@ -154,6 +154,8 @@ def test_a_set_registered_elsewhere_is_named_by_its_files(folder, shapes_root):
     assert (theirs.dataset, theirs.class_names) == ("instances_val", ours.class_names)
     (folder / "config.yaml").unlink()
     assert read_run(str(folder), **files).truth == ours.truth
+    with pytest.raises(InputError, match=r"has none of the images of .*instances_val\.json, such as "):
+        read_run(str(folder), **{**files, "images": str(folder)})
 
 
 def test_a_set_of_the_config_is_registered(folder, shapes_root, registered):
