@@ -43,7 +43,8 @@ def read_file(path: str, images: str, masks: bool) -> Data:
     dicts = clean_dicts(coco_dicts(content, path, images, contiguous, extra_keys=("area",)), path)
     if dicts and not any(map(os.path.isfile, (x["file_name"] for x in dicts))):
         raise InputError(
-            f"{images} has none of the images of {path}, such as {dicts[0]['file_name']}: name their folder with --images"
+            f"{images} has none of the images of {path}, such as {dicts[0]['file_name']}: name their folder with "
+            "--images"
         )
     names = {x["id"]: x["name"] for x in content["categories"]}
     truth = make_truth(dicts, names, contiguous, masks)
