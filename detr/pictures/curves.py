@@ -1,9 +1,7 @@
 """The course of trainings, as a picture."""
 
 import math
-import os
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from detr.engine.metrics_files import Metrics, read_metrics
 from detr.errors import InputError
+from detr.pictures.files import write_whole
 
 FEW = 12  # points, up to which they are marked; a line hides them where there are many
 SPIKE = 30.0  # a value, relative to the curve's median, from which the axis is logarithmic
@@ -138,10 +137,4 @@ def save_figure(figure: Figure, path: str) -> None:
     kind = target.suffix.lower().removeprefix(".")
     if kind not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{path} has no ending of a picture: it must be one of .png, .pdf, .svg, .jpg")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            figure.savefig(Path(folder, target.name), dpi=120)
-            os.replace(Path(folder, target.name), target)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): name another file") from error
+    write_whole(target, lambda new: figure.savefig(new, dpi=120))

@@ -1,12 +1,30 @@
-"""Which files drawn pictures and videos are written to: none over another, none over an input."""
+"""The files of drawn pictures and videos: whole or not there, none over another, none over an input."""
 
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
 from detr.errors import InputError
 
 WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets ``write`` write a picture to a path, and moves it into its place once it is whole.
+
+    Raises InputError where it cannot be written, or not in a format of that name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            new = Path(folder, path.name)
+            write(new)
+            os.replace(new, path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"the picture {path} cannot be written ({reason}): name another --output") from error
 
 
 def choose_video(output: Path, name: str, source: str | None) -> Path:

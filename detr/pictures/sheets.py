@@ -18,8 +18,8 @@ from detr.data.images import read_image
 from detr.data.loading import load_dataset
 from detr.data.metadata import class_names, is_panoptic
 from detr.data.panoptic_mapper import read_segment_ids
-from detr.errors import InputError
 from detr.pictures.drawing import draw_instances, draw_objects, draw_segments, label_text
+from detr.pictures.files import write_whole
 
 PICTURES = 8  # on a sheet
 MIN_SHOWN_SIDE, MAX_SHOWN_SIDE = 384, 640  # pixels; smaller images are enlarged, so that labels can be read
@@ -157,9 +157,4 @@ def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 def save_picture(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
     """picture: (H, W, 3) uint8, RGB. Raises InputError where it cannot be written, or not in a format of that name."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, quality=92)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"the picture {path} cannot be written ({reason}): name another --output") from error
+    write_whole(Path(path), lambda new: Image.fromarray(picture).save(new, quality=92))
