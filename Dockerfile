@@ -1,7 +1,7 @@
 # This project with all that it needs, for CPUs and NVIDIA GPUs: torch's packages bring CUDA's libraries along.
 #
 #   docker build -t detr .
-#   docker run --rm -v "$PWD:/work" detr demo.py --model detr_R_50 --input /work/photo.jpg --output /work/out
+#   docker run --rm -v "$PWD:/photos" detr demo.py --model detr_R_50 --input /photos/photo.jpg --output /photos/out
 #
 # Another base needs apt, and Python 3.10 to 3.13 in it or in its packages; see docs/docker.md.
 ARG BASE=python:3.13-slim
