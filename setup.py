@@ -77,6 +77,9 @@ TRACKING = ["supervision>=0.31,<0.32", "trackers>=2.6,<3"]
 WANDB = ["wandb>=0.19,<1"]
 MLFLOW = ["mlflow-skinny>=3,<4"]
 
+# What submits a training to Slurm, and again after it was preempted.
+SLURM = ["submitit>=1.5,<2"]
+
 DEV = [
     *TRANSFORMERS,  # the parity tests' second oracle
     *EVALUATION,
@@ -86,6 +89,7 @@ DEV = [
     *REPORT,
     *WANDB,
     *MLFLOW,
+    *SLURM,
     # tools/setup_env.sh adds sahi and trackers, whose opencv-python would write over the headless one of Detectron2's
     # list; this is what else they import.
     "click>=8,<9",
@@ -93,6 +97,7 @@ DEV = [
     "requests>=2.32,<3",
     "rich>=13.3,<16",
     "shapely>=2,<3",
+    "hypothesis>=6.100,<7",  # generates damaged files and odd settings
     "ipykernel>=6.29,<8",  # runs the notebooks
     "mypy>=2.1,<3",
     "nbclient>=0.10,<0.12",
@@ -142,6 +147,7 @@ if __name__ == "__main__":  # the tests read the lists above without building an
             "export": EXPORT,
             "mlflow": MLFLOW,
             "report": REPORT,
+            "slurm": SLURM,
             "tiles": TILES,
             "timm": TIMM,
             "tracking": TRACKING,

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from benchmarks.timing import Result, Settings, race, require, take_turns
-from detr.engine.coco_evaluation import count
+from detr.evaluation.coco import count
 
 CLASSES, HEIGHT, WIDTH = 80, 480, 640
 CORNERS = 12  # of the polygons that masks are

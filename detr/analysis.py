@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from detr.config import check_names
+from detr.config_checks import check_names
 from detr.errors import InputError
 from detr.modeling.meta_arch import Detr
 

@@ -21,11 +21,11 @@ from detr.data.dataset_mapper import check_input_keys
 from detr.data.formats import recognize, split_off, write_coco
 from detr.data.ground_truth import load_truth
 from detr.engine.defaults import load_config
-from detr.engine.operating_point import OperatingPoint, best_operating_point
 from detr.engine.options import merge_options, option_pairs
 from detr.engine.plan import apply_plan, plan_for
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
+from detr.evaluation.operating_point import OperatingPoint, best_operating_point
 from detr.model_config import config_of
 
 CONFIG = "finetune.yaml"  # in the output folder; train_net.py takes it too

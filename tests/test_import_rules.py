@@ -10,8 +10,10 @@ from tests.source_tree import ROOT, imports, package_of, sources, within
 # They know torch, not Detectron2.
 PLAIN_TORCH = {"transformer.py", "position_encoding.py", "mask_head.py", "matcher.py", "denoising.py",
                "training_queries.py"}  # fmt: skip
-# Beside config.py, engine/ and the classes with a `from_config`: builders, as Detectron2 calls them or is called.
+# Beside engine/, evaluation/ and the classes with a `from_config`: builders, as Detectron2 calls them or is called.
 MAY_SEE_CFG = {
+    "config.py",
+    "config_checks.py",
     "config_node.py",
     "modeling/backbone.py",
     "modeling/card.py",
@@ -40,6 +42,7 @@ FORBIDDEN = {
     "detr.config": ("detr.modeling", "detr.engine", "detr.data", "detr.checkpoint", "detr.convert", "detr.export"),
     "detr.convert": ("detr.engine", "detr.export", "detr.data"),
     "detr.engine": ("detr.model_zoo", "detr.convert", "detr.export"),
+    "detr.evaluation": ("detr.engine", "detr.model_zoo", "detr.convert", "detr.export"),
     "detr.export": ("detr.model_zoo", "detr.convert"),
 }
 
@@ -56,7 +59,12 @@ def violations(path: str, source: str) -> list[str]:
     found = []
     if folder == "modeling" and filename in PLAIN_TORCH and imported("detectron2"):
         found.append(f"{path} knows torch, not Detectron2: {imported('detectron2')}")
-    sees_cfg = path == "config.py" or folder == "engine" or path in MAY_SEE_CFG or "def from_config(" in source
+    sees_cfg = (
+        path in ("config.py", "config_checks.py")
+        or folder == "engine"
+        or path in MAY_SEE_CFG
+        or "def from_config(" in source
+    )
     if imported("detectron2.config") and not sees_cfg:
         found.append(f"{path} must not see cfg: {imported('detectron2.config')}")
     for package, others in FORBIDDEN.items():

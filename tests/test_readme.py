@@ -24,8 +24,8 @@ from PIL import Image
 
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine.defaults import load_config
-from detr.engine.evaluation import build_evaluator
 from detr.errors import InputError
+from detr.evaluation.evaluators import build_evaluator
 from tests.conftest import ROOT
 from tests.detectron2_tools import script as detectron2_script
 from tests.source_tree import sources

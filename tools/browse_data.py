@@ -23,9 +23,9 @@ from detr.data.loading import load_dataset
 from detr.data.metadata import class_names, is_panoptic
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine.defaults import load_config
-from detr.engine.evaluation import is_detr
 from detr.engine.registration import register_datasets
 from detr.errors import InputError, OneLineParser, exit_with_one_line
+from detr.evaluation.evaluators import is_detr
 from detr.finetuning import BASE_MODEL
 from detr.pictures.browsing import Item, View, has_segmentation, title, view_annotations, view_targets
 from detr.pictures.sheets import PICTURES, captioned, save_picture, sheet

@@ -27,9 +27,9 @@ from detr.data.class_table import class_table
 from detr.data.loading import load_dataset
 from detr.data.metadata import class_names
 from detr.engine.defaults import check_output_folder, launch_on_gpus, setup
-from detr.engine.operating_point import OperatingPoint
 from detr.engine.trainer import Trainer
 from detr.errors import InputError, OneLineParser, exit_with_one_line
+from detr.evaluation.operating_point import OperatingPoint
 from detr.finetuning import (
     CONFIG,
     TRAIN,

@@ -1,8 +1,8 @@
 # Stage 2: the mask head on the DETR of stage 1: train.init_checkpoint names the checkpoint of that one.
 from detectron2.config import LazyCall as L
 
-from detr.engine.evaluation import ThingsEvaluator
-from detr.engine.panoptic_evaluation import panoptic_evaluator
+from detr.evaluation.evaluators import ThingsEvaluator
+from detr.evaluation.panoptic import panoptic_evaluator
 from detr.modeling.postprocessing import PanopticSettings
 
 from .common.masks import add_masks

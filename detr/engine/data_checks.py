@@ -23,9 +23,12 @@ from detr.data.statistics import (
     warn_of_surplus,
     warn_of_unseen_classes,
 )
-from detr.engine.coco_evaluation import choose_backend
 from detr.engine.dry_run import quiet
-from detr.engine.evaluation import (
+from detr.engine.samplers import check_sampler
+from detr.engine.start_screen import report_data
+from detr.errors import InputError
+from detr.evaluation.coco import choose_backend
+from detr.evaluation.evaluators import (
     TASK_NAMES,
     check_evaluator,
     check_measurable,
@@ -34,9 +37,6 @@ from detr.engine.evaluation import (
     is_detr,
     measures_pq,
 )
-from detr.engine.samplers import check_sampler
-from detr.engine.start_screen import report_data
-from detr.errors import InputError
 
 PERFECT = 99.9  # percent, without the error of summing
 SAMPLE = 1000  # images

@@ -18,7 +18,8 @@ from detectron2.utils.logger import setup_logger
 from detr.checkpoint.files import weights_in_folder
 from detr.checkpoint.hub import TORCHVISION, ZOO, missing_hint, parse_zoo_path, torchvision_url
 from detr.checkpoint.options import split_options
-from detr.config import EXPORT_DESCRIPTION, add_detr_config, check_names
+from detr.config import EXPORT_DESCRIPTION, add_detr_config
+from detr.config_checks import check_names
 from detr.config_node import settle_schedule
 from detr.engine import terminal
 from detr.engine.machine import fit_machine

@@ -15,7 +15,7 @@ from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.metadata import is_panoptic
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine import solver
-from detr.engine.evaluation import is_detr
+from detr.evaluation.evaluators import is_detr
 
 _build_optimizer = detectron2.solver.build.build_optimizer  # Detectron2's own, for other models
 

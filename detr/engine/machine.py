@@ -7,8 +7,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from detr.engine.evaluation import is_detr
 from detr.errors import InputError
+from detr.evaluation.evaluators import is_detr
 
 
 def fit_machine(cfg: CfgNode, training: bool = False) -> None:

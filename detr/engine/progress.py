@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from tqdm import tqdm
 
-from detr.engine.evaluation import TASK_NAMES
 from detr.engine.terminal import format_seconds, is_quiet, show
+from detr.evaluation.evaluators import TASK_NAMES
 
 INTERVALS = (10.0, 20.0, 30.0, 45.0, 60.0)  # seconds before each line where there is no bar; the last one stays
 EVALUATION_DELAY = 3.0  # seconds that an evaluation may take without a bar

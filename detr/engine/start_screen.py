@@ -8,9 +8,9 @@ from fvcore.common.checkpoint import Checkpointer
 
 from detr.data.metadata import class_names
 from detr.data.statistics import Row, log_table
-from detr.engine.evaluation import is_detr
 from detr.engine.machine import seconds_on_cpu
 from detr.engine.terminal import few, format_seconds, is_quiet, show_section
+from detr.evaluation.evaluators import is_detr
 
 REINITIALIZED = 6  # lines about parts without weights
 

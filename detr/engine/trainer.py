@@ -3,9 +3,7 @@
 import inspect
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import weakref
 from functools import partial
 from typing import Any
 
@@ -13,38 +11,36 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
+from detectron2.utils.logger import setup_logger
 
 from detr.checkpoint import DetrCheckpointer
 from detr.config_node import was_set
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.loading import load_dataset
-from detr.data.metadata import is_panoptic
-from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.data.statistics import Row
-from detr.engine import data_checks, evaluation, samplers, solver, terminal
+from detr.engine import data_checks, solver, terminal
 from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
-from detr.engine.early_stopping import EarlyStopping, StoppableLoop, check_patience
-from detr.engine.evaluation import is_detr
-from detr.engine.health import HealthHook
-from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
-from detr.engine.progress import CountedTests, TrainingProgress
+from detr.engine.early_stopping import StoppableLoop, check_patience
+from detr.engine.progress import CountedTests
 from detr.engine.registration import register_datasets
-from detr.engine.results import results_table, results_text
 from detr.engine.run_writers import build_run_writers, check_logging
 from detr.engine.schedule_checks import DataSizes, schedule_warnings
 from detr.engine.start_screen import report_data, show_evaluation, show_training
-from detr.engine.validation_loss import build_loss_loader, check_loss, validation_losses
+from detr.engine.training_hooks import training_hooks
+from detr.engine.training_loader import build_detr_loader, keep_for_loader
+from detr.engine.training_step import build_step
+from detr.engine.validation_loss import build_loss_loader, check_loss
 from detr.engine.written_configs import save_config
+from detr.evaluation import evaluators
+from detr.evaluation.evaluators import is_detr
+from detr.evaluation.results import results_table, results_text
 
 logger = logging.getLogger(__name__)
-
-# The training set while a Trainer is built: (DATASETS.TRAIN, dicts). Reading COCO twice would cost half a minute.
-_loaded: ContextVar[tuple[Any, list[dict[str, Any]]] | None] = ContextVar("loaded", default=None)
 
 
 class Trainer(DefaultTrainer, StoppableLoop):
@@ -54,6 +50,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
     """
 
     checkpointer: DetectionCheckpointer
+    loss_loaders: dict[str, Any]  # for TEST.LOSS, by the name of the test set
 
     def __init__(self, cfg: CfgNode) -> None:
         """Loads and checks the data sets before any part is built. Raises InputError for bad input.
@@ -83,11 +80,23 @@ class Trainer(DefaultTrainer, StoppableLoop):
                 logger.warning(line)
         self._test_images = sum(row["images"] for row in rows.values())
         check_patience(cfg)
-        self._loss_loaders = {name: self.build_loss_loader(cfg, name) for name in cfg.DATASETS.TEST if cfg.TEST.LOSS}
-        with _keep_for_loader(cfg, dicts):
-            super().__init__(cfg)
-        # Saves memory: the gradients of the last step are freed before the forward pass.
-        self._trainer.zero_grad_before_forward = True
+        self.loss_loaders = {name: self.build_loss_loader(cfg, name) for name in cfg.DATASETS.TEST if cfg.TEST.LOSS}
+        with keep_for_loader(cfg, dicts):
+            self._assemble(cfg)
+
+    def _assemble(self, cfg: CfgNode) -> None:
+        """In place of DefaultTrainer's constructor, which asks for a GPU where there are several processes."""
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()  # as DefaultTrainer, for scripts that did not
+        cfg = self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self._trainer = build_step(cfg, model, self.build_train_loader(cfg), optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def _overrides(cls, *names: str) -> bool:
@@ -100,47 +109,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         Metrics are written after every evaluation too. Of a ``Detr`` fewer checkpoints stay on disk, and the best one
         does. After ``setup``, unless it left Detectron2's log on the terminal, there is a progress bar.
         """
-        cfg = self.cfg
-        found = [x for hook in super().build_hooks() for x in self._in_place_of(hook)]
-        if terminal.is_quiet():
-            found.append(TrainingProgress(cfg, evaluation.main_metric(cfg) if cfg.DATASETS.TEST else None))
-        return found
-
-    def _in_place_of(self, hook: Any) -> list[HookBase | None]:
-        cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
-        if type(hook) is hooks.PeriodicCheckpointer and is_detr(cfg):
-            checkpointer = PeriodicCheckpointer(
-                hook.checkpointer,
-                hook.period,
-                max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT or None,
-                milestones=cfg.SOLVER.STEPS,
-                evaluation_period=period,
-            )
-            return [checkpointer]
-        if type(hook) is hooks.EvalHook:
-            return [EvalHook(period, hook._func), *self._hooks_after_evaluation()]
-        if type(hook) is hooks.PeriodicWriter:
-            writer = PeriodicWriter(hook._writers, hook._period, evaluation_period=period)
-            # As the writer, in the main process only.
-            return [HealthHook(self.model), writer] if cfg.LOGGING.HEALTH and is_detr(cfg) else [writer]
-        return [hook]
-
-    def _hooks_after_evaluation(self) -> list[HookBase]:
-        cfg, period, found = self.cfg, self.cfg.TEST.EVAL_PERIOD, list[HookBase]()
-        if self._loss_loaders:
-            found.append(EvalHook(period, partial(validation_losses, self.model, self._loss_loaders)))
-        if not cfg.DATASETS.TEST or not period:
-            return found
-        metric = evaluation.main_metric(cfg)
-        if comm.is_main_process() and is_detr(cfg):
-            found.append(BestCheckpointer(period, self.checkpointer, metric))
-        if cfg.SOLVER.PATIENCE:
-            found.append(
-                EarlyStopping(
-                    patience=cfg.SOLVER.PATIENCE, period=period, metric=metric, checkpointer=self.checkpointer
-                )
-            )
-        return found
+        return training_hooks(self, super().build_hooks())
 
     def build_writers(self) -> list[EventWriter]:
         """As DefaultTrainer's, and those of LOGGING."""
@@ -152,11 +121,6 @@ class Trainer(DefaultTrainer, StoppableLoop):
         Raises InputError where a checkpoint to resume from does not fit the model or the optimizer, whatever the
         meta-architecture is.
         """
-        if type(self.checkpointer) is DetectionCheckpointer:  # checks nothing
-            old = self.checkpointer
-            self.checkpointer = DetrCheckpointer(
-                old.model, old.save_dir, save_to_disk=old.save_to_disk, **old.checkpointables
-            )
         super().resume_or_load(resume)
         checkpointer = self.checkpointer
         if resume and checkpointer.has_checkpoint():
@@ -202,12 +166,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """With the mapper of the data set's kind: boxes and masks, or panoptic segments."""
         if not is_detr(cfg):
             return build_detection_train_loader(cfg)  # keypoints, proposals: Detectron2 loads what it needs
-        panoptic = is_panoptic(cfg.DATASETS.TRAIN[0])
-        mapper = (DetrPanopticMapper if panoptic else DetrDatasetMapper)(cfg, is_train=True)
-        loaded = _loaded.get()
-        dicts = loaded[1] if loaded and loaded[0] == _source(cfg) else data_checks.load_training_sets(cfg)
-        sampler = samplers.panoptic_sampler(cfg, dicts) if panoptic else None
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts, sampler=sampler)
+        return build_detr_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -243,7 +202,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         check_whole(checkpointer.reinitialized)
         show_evaluation(cfg, model, checkpointer, resume)
-        evaluation.warn_of_other_classes(cfg, checkpointer.model)
+        evaluators.warn_of_other_classes(cfg, checkpointer.model)
         results = cls.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
@@ -264,21 +223,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return evaluation.build_evaluator(cfg, dataset_name)
-
-
-def _source(cfg: CfgNode) -> tuple[Any, ...]:
-    return tuple(cfg.DATASETS.TRAIN), cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-
-
-@contextmanager
-def _keep_for_loader(cfg: CfgNode, dicts: list[dict[str, Any]]) -> Iterator[None]:
-    """Inside, ``build_train_loader`` need not load the training set; afterwards the loader has its own copy."""
-    token = _loaded.set((_source(cfg), dicts) if dicts else None)
-    try:
-        yield
-    finally:
-        _loaded.reset(token)
+        return evaluators.build_evaluator(cfg, dataset_name)
 
 
 def _reason(error: FloatingPointError) -> str:

@@ -16,8 +16,8 @@ from detr.data.loading import load_dataset
 from detr.data.metadata import is_panoptic
 from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine.dry_run import unchanged
-from detr.engine.evaluation import is_detr
 from detr.errors import InputError
+from detr.evaluation.evaluators import is_detr
 
 # The criterion divides these by the number of objects, so that images weigh by theirs.
 PER_OBJECT = ("loss_bbox", "loss_giou", "loss_mask", "loss_dice")

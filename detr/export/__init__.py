@@ -16,7 +16,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 from detr.checkpoint import DetrCheckpointer
 from detr.checkpoint.files import save_folder
-from detr.config import EXPORT_DESCRIPTION, changed_from_defaults, check_names
+from detr.config import EXPORT_DESCRIPTION, changed_from_defaults
+from detr.config_checks import check_names
 from detr.engine.defaults import check_weights, check_whole, load_config
 from detr.errors import InputError
 from detr.export.checking import check, format_sizes

@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from detr.checkpoint import DetrCheckpointer, read_card
-from detr.config import check_names
+from detr.config_checks import check_names
 from detr.data.metadata import class_names
 from detr.data.transforms import AnnotatedImage, evaluation_augmentations
 from detr.engine.defaults import check_weights, check_whole

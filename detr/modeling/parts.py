@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from detr.config import check_model_keys, warn_of_unread_keys
+from detr.config_checks import check_model_keys, warn_of_unread_keys
 from detr.config_node import remember
 from detr.errors import InputError
 from detr.modeling.backbone import (

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from detr.engine.matching import NOTHING, Matches, match
-from detr.engine.operating_point import ClassCounts, best_threshold, count_classes
+from detr.evaluation.matching import NOTHING, Matches, match
+from detr.evaluation.operating_point import ClassCounts, best_threshold, count_classes
 from detr.report.average_precision import AREAS, box_precision, curve, mask_precision
 from detr.report.confusion import confusion_matrix
 from detr.report.errors import KINDS, NUMBER, Kinds, ap50_gains, classify, missed

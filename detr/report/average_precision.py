@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
-from detr.engine.matching import IOU, NOTHING, Matches, assign
+from detr.evaluation.matching import IOU, NOTHING, Matches, assign
 from detr.report.results import AveragePrecision, Curve
 
 IOUS = np.linspace(0.5, 0.95, 10)

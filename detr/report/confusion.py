@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from detr.engine.matching import IOU, Matches
+from detr.evaluation.matching import IOU, Matches
 
 
 def confusion_matrix(matches: Matches, threshold: float, num_classes: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detr.engine.matching import IOU, NOTHING, Matches
+from detr.evaluation.matching import IOU, NOTHING, Matches
 from detr.report.average_precision import mean_over_classes, precision_by_class
 from detr.report.results import (
     BACKGROUND,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from detr.engine.matching import Matches
+from detr.evaluation.matching import Matches
 from detr.report.errors import KINDS, NUMBER, Kinds
 from detr.report.results import CLASSIFICATION, CORRECT, ERRORS, IGNORED, LOCALIZATION, MISSED, ImageReport
 

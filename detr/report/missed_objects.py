@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 from pycocotools import mask as mask_util
 
-from detr.engine.matching import NOTHING, Matches, Objects
+from detr.evaluation.matching import NOTHING, Matches, Objects
 from detr.report.average_precision import AREAS
 from detr.report.results import MissedObjects
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from detr.engine.metrics_files import Metrics
-from detr.engine.operating_point import ClassCounts
+from detr.evaluation.operating_point import ClassCounts
 
 # What a detection is. The wrong ones are TIDE's error kinds (Bolya et al., ECCV 2020, section 3.1).
 CORRECT = "correct"

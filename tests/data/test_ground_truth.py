@@ -12,8 +12,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detr.data.ground_truth import load_truth, warn_of_other_objects
 from detr.data.loading import load_dataset
 from detr.data.masks import rasterize
-from detr.engine.coco_evaluation import FastCOCOEvaluator
 from detr.errors import InputError
+from detr.evaluation.coco import FastCOCOEvaluator
 
 SQUARE = [[4, 4, 12, 4, 12, 12, 4, 12]]
 

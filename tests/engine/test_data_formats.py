@@ -14,8 +14,8 @@ from detr.data import register_any
 from detr.data.boxes import boxes_to_xyxy
 from detr.data.loading import load_dataset
 from detr.engine.data_checks import check_test_sets, check_training_sets
-from detr.engine.evaluation import build_evaluator
 from detr.engine.trainer import Trainer
+from detr.evaluation.evaluators import build_evaluator
 from tests.data.formats.making import write_voc, write_yolo
 
 NAMES = ["cat", "dog"]

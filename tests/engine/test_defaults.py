@@ -1,6 +1,6 @@
 import pytest
 
-from detr.config import check_names
+from detr.config_checks import check_names
 from detr.engine.defaults import check_output_folder, check_weights, load_config
 from detr.engine.machine import fit_machine
 from detr.errors import InputError, exit_with_one_line

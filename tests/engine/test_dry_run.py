@@ -20,7 +20,7 @@ from detectron2.utils.events import get_event_storage
 from detr.engine.dry_run import evaluate_one_image
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
-from tests.engine.test_evaluation import PANOPTIC
+from tests.evaluation.test_evaluators import PANOPTIC
 
 pytestmark = pytest.mark.usefixtures("writers_are_closed")
 

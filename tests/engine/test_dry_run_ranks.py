@@ -15,7 +15,7 @@ from detr.engine.defaults import load_config
 from detr.engine.dry_run import evaluate_one_image
 from detr.engine.trainer import Trainer
 from tests.conftest import QUICKSTART, TINY, as_opts
-from tests.engine.test_evaluation import PANOPTIC
+from tests.evaluation.test_evaluators import PANOPTIC
 
 
 def evaluate_on_a_rank(rank: int, folder: str) -> None:

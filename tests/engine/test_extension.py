@@ -16,10 +16,10 @@ from detectron2.utils.events import EventStorage
 from detr import Detr, add_detr_config
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.engine.defaults import load_config
-from detr.engine.evaluation import is_detr
 from detr.engine.solver import build_optimizer, schedule_in_iterations
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
+from detr.evaluation.evaluators import is_detr
 from detr.export import export
 from detr.modeling.criterion import SetCriterion
 from detr.modeling.matcher import HungarianMatcher

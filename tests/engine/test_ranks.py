@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import create_ddp_model
-from detectron2.engine import defaults as detectron2_defaults
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
@@ -30,8 +28,6 @@ def losses(wrap, shares):
 
 def train(folder: str) -> tuple[list[tuple[int, int, int]], list[dict[str, float]]]:
     """How far a training comes that stops, and then its resumption with more patience; the last health of each."""
-    # Detectron2 asks for the rank's GPU.
-    detectron2_defaults.create_ddp_model = lambda model, **options: create_ddp_model(model, **options, device_ids=None)
     settings = {**TINY, **SHORT, **EARLY, "OUTPUT_DIR": f"{folder}/run", "DATALOADER.NUM_WORKERS": 0}
     steps, health = [], []
     for patience, values in ((2, [5.0, 4.0, 3.0]), (3, [4.0])):

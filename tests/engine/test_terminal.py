@@ -12,7 +12,7 @@ from detectron2.utils.logger import setup_logger
 
 from detr.engine import progress, terminal
 from detr.engine.machine import seconds_on_cpu
-from detr.engine.results import results_text
+from detr.evaluation.results import results_text
 from tests.conftest import QUICKSTART, ROOT, SHORT, TINY, as_opts
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_net
-from detr.engine.evaluation import build_evaluator
 from detr.errors import InputError
+from detr.evaluation.evaluators import build_evaluator
 from detr.report import read_run
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.engine.defaults import load_config
-from detr.engine.evaluation import ThingsEvaluator
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
+from detr.evaluation.evaluators import ThingsEvaluator
 from detr.export import load
 from detr.export.networks import parts
 from detr.modeling.mask_head import ROWS_AT_ONCE

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr.config import STUFF_MERGES
+from detr.config_checks import STUFF_MERGES
 from detr.modeling.panoptic import panoptic_queries, panoptic_segmentation
 
 CUP, DOG, SKY, SEA = range(4)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from detr.engine.operating_point import ClassCounts
+from detr.evaluation.operating_point import ClassCounts
 from detr.report import results
 from detr.report.results import (
     AveragePrecision,

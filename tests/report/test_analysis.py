@@ -9,7 +9,7 @@ import pytest
 from detr.errors import InputError
 from detr.report import analyze
 from detr.report.results import ERRORS, Run
-from tests.engine.random_coco import random_case
+from tests.evaluation.random_coco import random_case
 from tests.report.cases import detection, make_run, thing
 
 

@@ -8,9 +8,9 @@ import pycocotools.mask as mask_util
 import pytest
 
 from detr.data.coco_file import read_coco
-from detr.engine.matching import NOTHING, match
+from detr.evaluation.matching import NOTHING, match
 from detr.report.average_precision import box_precision, curve, mask_precision
-from tests.engine.random_coco import HEIGHT, WIDTH, expected, random_case
+from tests.evaluation.random_coco import HEIGHT, WIDTH, expected, random_case
 from tests.report.cases import content, detection, thing
 
 TINY = Path(__file__).resolve().parents[3] / "shared" / "datasets" / "tiny" / "coco"

@@ -1,6 +1,6 @@
 """The confusion matrix, counted by hand: rows are true classes, columns predicted ones, the last is the background."""
 
-from detr.engine.matching import match
+from detr.evaluation.matching import match
 from detr.report.confusion import confusion_matrix
 from tests.report.cases import content, detection, thing
 

@@ -6,10 +6,10 @@ import hotcoco
 import numpy as np
 import pytest
 
-from detr.engine.matching import match
+from detr.evaluation.matching import match
 from detr.report.errors import KINDS, ap50_gains, classify, missed
 from detr.report.results import ERRORS
-from tests.engine.random_coco import random_case
+from tests.evaluation.random_coco import random_case
 from tests.report.cases import content, detection, thing
 
 

@@ -13,11 +13,11 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
-from detr.engine.evaluation import build_evaluator
 from detr.errors import InputError
+from detr.evaluation.evaluators import build_evaluator
 from detr.report import analyze, read_run
 from detr.report.run import RESULTS
-from tests.engine.test_evaluation import PANOPTIC, evaluate, truth
+from tests.evaluation.test_evaluators import PANOPTIC, evaluate, truth
 
 ROW = {"image_id": 100001, "category_id": 4, "bbox": [1.0, 2.0, 30.0, 40.0], "score": 0.5}
 

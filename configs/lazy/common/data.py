@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.loading import load_dicts
 from detr.data.transforms import evaluation_augmentations, training_augmentations
-from detr.engine.coco_evaluation import FastCOCOEvaluator
+from detr.evaluation.coco import FastCOCOEvaluator
 
 dataloader = OmegaConf.create()
 

@@ -3,7 +3,7 @@
 from detectron2.config import LazyCall as L
 
 from detr.data.panoptic_mapper import DetrPanopticMapper
-from detr.engine.evaluation import ThingsEvaluator
+from detr.evaluation.evaluators import ThingsEvaluator
 
 from .data import dataloader
 from .model import model

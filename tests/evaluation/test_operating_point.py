@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detr.engine.operating_point import ClassCounts, best_operating_point, best_threshold
+from detr.evaluation.operating_point import ClassCounts, best_operating_point, best_threshold
 
 
 def _truth(*objects, crowds=()):

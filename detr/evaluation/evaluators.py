@@ -26,9 +26,9 @@ from PIL import Image
 
 from detr.checkpoint.class_rows import differences, listed
 from detr.data.metadata import class_names, is_panoptic, thing_ids
-from detr.engine.coco_evaluation import FastCOCOEvaluator
-from detr.engine.panoptic_evaluation import panoptic_evaluator
 from detr.errors import InputError
+from detr.evaluation.coco import FastCOCOEvaluator
+from detr.evaluation.panoptic import panoptic_evaluator
 from detr.modeling.card import ModelCard
 from detr.modeling.preprocessing import BaseDetr
 

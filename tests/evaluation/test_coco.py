@@ -13,12 +13,12 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.structures import Boxes, Instances
 
-from detr.engine.coco_evaluation import FastCOCOEvaluator, choose_backend, count
 from detr.engine.data_checks import check_test_sets
-from detr.engine.evaluation import ThingsEvaluator, build_evaluator
 from detr.errors import InputError
-from tests.engine.random_coco import HEIGHT, WIDTH, expected, random_case
-from tests.engine.test_evaluation import PANOPTIC, evaluate, truth
+from detr.evaluation.coco import FastCOCOEvaluator, choose_backend, count
+from detr.evaluation.evaluators import ThingsEvaluator, build_evaluator
+from tests.evaluation.random_coco import HEIGHT, WIDTH, expected, random_case
+from tests.evaluation.test_evaluators import PANOPTIC, evaluate, truth
 
 
 def assert_same(counted, reference):

@@ -14,9 +14,9 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from detr.data.masks import rasterize
 from detr.data.panoptic_mapper import read_segment_ids
-from detr.engine.evaluation import ThingsEvaluator, build_evaluator, check_evaluator, check_panopticapi
-from detr.engine.results import results_table
 from detr.errors import InputError
+from detr.evaluation.evaluators import ThingsEvaluator, build_evaluator, check_evaluator, check_panopticapi
+from detr.evaluation.results import results_table
 
 PANOPTIC = {
     "DATASETS.TEST": "('shapes_val_panoptic',)",

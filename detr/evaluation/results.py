@@ -6,7 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from detr.engine.evaluation import TASK_NAMES
+from detr.evaluation.evaluators import TASK_NAMES
 
 MOST_CLASSES = 20  # whose AP the terminal shows; of more, the log has it
 ROWS = 7  # of the table of classes, before it gets another column

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from detr.engine.matching import NOTHING, match
+from detr.evaluation.matching import NOTHING, match
 
 ROUNDING = 0.002  # of F1, which a threshold of fewer digits may cost
 

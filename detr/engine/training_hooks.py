@@ -1,0 +1,66 @@
+"""The hooks of a training: Detectron2's, with DETR's in place of some and more after evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+
+from detr.engine import terminal
+from detr.engine.early_stopping import EarlyStopping
+from detr.engine.health import HealthHook
+from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
+from detr.engine.progress import TrainingProgress
+from detr.engine.validation_loss import validation_losses
+from detr.evaluation.evaluators import is_detr, main_metric
+
+if TYPE_CHECKING:
+    from detr.engine.trainer import Trainer
+
+
+def training_hooks(trainer: Trainer, defaults: Sequence[Any]) -> list[HookBase | None]:
+    """Detectron2's default hooks with TEST.LOSS, SOLVER.PATIENCE and LOGGING.HEALTH of the trainer's config."""
+    cfg = trainer.cfg
+    adapted = [x for hook in defaults for x in _in_place_of(trainer, hook)]
+    if terminal.is_quiet():
+        adapted.append(TrainingProgress(cfg, main_metric(cfg) if cfg.DATASETS.TEST else None))
+    return adapted
+
+
+def _in_place_of(trainer: Trainer, hook: Any) -> list[HookBase | None]:
+    cfg, period = trainer.cfg, trainer.cfg.TEST.EVAL_PERIOD
+    if type(hook) is hooks.PeriodicCheckpointer and is_detr(cfg):
+        checkpointer = PeriodicCheckpointer(
+            hook.checkpointer,
+            hook.period,
+            max_to_keep=cfg.SOLVER.CHECKPOINTS_KEPT or None,
+            milestones=cfg.SOLVER.STEPS,
+            evaluation_period=period,
+        )
+        return [checkpointer]
+    if type(hook) is hooks.EvalHook:
+        return [EvalHook(period, hook._func), *_hooks_after_evaluation(trainer)]
+    if type(hook) is hooks.PeriodicWriter:
+        writer = PeriodicWriter(hook._writers, hook._period, evaluation_period=period)
+        # As the writer, in the main process only.
+        return [HealthHook(trainer.model), writer] if cfg.LOGGING.HEALTH and is_detr(cfg) else [writer]
+    return [hook]
+
+
+def _hooks_after_evaluation(trainer: Trainer) -> list[HookBase]:
+    cfg, period, after = trainer.cfg, trainer.cfg.TEST.EVAL_PERIOD, list[HookBase]()
+    if trainer.loss_loaders:
+        after.append(EvalHook(period, partial(validation_losses, trainer.model, trainer.loss_loaders)))
+    if not cfg.DATASETS.TEST or not period:
+        return after
+    metric = main_metric(cfg)
+    if comm.is_main_process() and is_detr(cfg):
+        after.append(BestCheckpointer(period, trainer.checkpointer, metric))
+    if cfg.SOLVER.PATIENCE:
+        after.append(
+            EarlyStopping(patience=cfg.SOLVER.PATIENCE, period=period, metric=metric, checkpointer=trainer.checkpointer)
+        )
+    return after

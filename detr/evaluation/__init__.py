@@ -1,0 +1,1 @@
+"""What is computed of predictions: evaluators, matches of detections and objects, the best threshold."""
