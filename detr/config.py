@@ -28,6 +28,9 @@ def add_detr_config(cfg: CN) -> None:
     cfg.MODEL.DETR.L1_WEIGHT = 5.0
     cfg.MODEL.DETR.NO_OBJECT_WEIGHT = 0.1  # most queries match nothing: down-weighted by 10
     cfg.MODEL.DETR.DEEP_SUPERVISION = True  # auxiliary losses on the earlier decoder layers
+    # New: the class loss is a weighted mean over the queries of a "rank", as in the original, or of "all" ranks: then
+    # two ranks of one image train as one process of two images does.
+    cfg.MODEL.DETR.CLASS_LOSS_MEAN = "rank"
 
     # Transformer (sec. 3.2, fig. 10)
     cfg.MODEL.DETR.NHEADS = 8

@@ -22,8 +22,10 @@ LABELS = [1, 3, 0]
 # Statistics of a batch would differ between one image and two.
 FROZEN_NORMS = {"MODEL.RESNETS.NORM": "FrozenBN"}
 MASKS = {**FROZEN_NORMS, "MODEL.MASK_ON": True}
+MEAN_OF_ALL = {"MODEL.DETR.CLASS_LOSS_MEAN": "all"}
 MODELS = {
     "boxes": FROZEN_NORMS,
+    "boxes, mean of all": {**FROZEN_NORMS, **MEAN_OF_ALL},
     "masks": MASKS,
     "masks on a frozen box model": {**MASKS, "MODEL.DETR.FREEZE_DETR": True},
     "masks, recomputed": {**MASKS, "MODEL.DETR.ACTIVATION_CHECKPOINT": ("backbone", "transformer", "mask_head")},
@@ -31,6 +33,13 @@ MODELS = {
     **{
         f"masks and {part}": {**MASKS, **settings, **NO_NOISE, "MODEL.DETR.DENOISING.COPIES": 1}
         for part, settings in PARTS.items()
+    },
+    "masks and all, mean of all": {
+        **MASKS,
+        **PARTS["all"],
+        **NO_NOISE,
+        **MEAN_OF_ALL,
+        "MODEL.DETR.DENOISING.COPIES": 1,
     },
 }
 OBJECTS = [(3, 1), (0, 2), (0, 0)]  # of the two images
@@ -55,7 +64,7 @@ def gradients(model):
 
 
 def step_of_a_rank(rank: int, folder: str) -> None:
-    """Writes the gradients of every case, and the parameters after a step of the optimizer."""
+    """Writes for every case the gradients, the parameters after a step of the optimizer, and the losses."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
     )
@@ -70,27 +79,30 @@ def step_of_a_rank(rank: int, folder: str) -> None:
         sum(losses.values()).backward()
         found = gradients(model)
         optimizer.step()
-        results.append((found, {name: p.detach() for name, p in model.named_parameters()}))
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        results.append((found, {name: p.detach() for name, p in model.named_parameters()}, losses))
     torch.save(results, f"{folder}/{rank}.pth")
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """For each rank, and each of the cases, gradients and parameters."""
+    """For each rank, and each of the cases, gradients, parameters and losses."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(step_of_a_rank, args=(str(folder),), nprocs=2)
     return [torch.load(Path(folder) / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 
 def losses_of_one_process(model, objects):
-    """Those of the batch of both images, except that a rank's ``loss_ce`` is a weighted mean over its own queries."""
+    """Those of the batch of both images; by default a rank's ``loss_ce`` is a weighted mean over its own queries."""
     batch = [image_of(rank, count) for rank, count in enumerate(objects)]
     images = model.preprocess(batch)
     targets = model.targets(batch, tuple(images.tensor.shape[-2:]))
     more = [] if model.training_queries is None else [model.training_queries(model.query_embed.weight, targets)]
     outputs = model.forward_network(images, not model.freeze_detr, *more)
     losses = model.losses(outputs, targets)
+    if model.criterion.class_loss_mean == "all":
+        return sum(losses.values())
     per_rank = [classification_of_rank(model.criterion, outputs, targets, rank) for rank in range(2)]
     others = [value for name, value in losses.items() if not name.startswith("loss_ce")]
     return sum(others) + torch.stack(per_rank).mean()
@@ -136,8 +148,19 @@ def test_gradients_of_two_ranks_are_those_of_one_process_with_both_images(ranks,
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_a_step_leaves_both_ranks_with_the_same_parameters(ranks, case):
-    (_, first), (_, second) = (rank[case] for rank in ranks)
+    (_, first, _), (_, second, _) = (rank[case] for rank in ranks)
     initial = dict(build(CASES[case][0]).named_parameters())
     assert first.keys() == second.keys() == initial.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], initial[name]) for name in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [i for i, (name, _) in enumerate(CASES) if "mean of all" in name])
+def test_the_mean_of_the_ranks_losses_is_that_of_one_process_where_the_mean_is_over_all(ranks, case):
+    name, objects = CASES[case]
+    losses = build(name)([image_of(rank, count) for rank, count in enumerate(objects)])
+    first, second = (rank[case][2] for rank in ranks)
+    assert losses.keys() == first.keys() == second.keys()
+    for key, loss in losses.items():
+        torch.testing.assert_close((first[key] + second[key]) / 2, loss.detach(), rtol=1e-5, atol=1e-6, msg=key)
