@@ -102,6 +102,13 @@ def add_detr_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
 
+    # New: of SOLVER.AMP.ENABLED, mixed precision in training: "float16", with scaled losses, on a GPU alone; or
+    # "bfloat16", on a CPU too.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # New: computes a step's images in so many equal parts, one after the other, with a fraction of the memory. The
+    # optimizer still sees the gradients of IMS_PER_BATCH images: learning rate and schedule stay as they are.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+
     # New: a schedule in epochs of DATASETS.TRAIN, turned into MAX_ITER, STEPS, CHECKPOINT_PERIOD and
     # EVAL_PERIOD once the data set's size is known. 0 and () leave these as they are. Of two keys for the same thing,
     # the one set last is in force, be it by a file, the command line or Python.

@@ -33,7 +33,7 @@ from detr.engine.schedule_checks import DataSizes, schedule_warnings
 from detr.engine.start_screen import report_data, show_evaluation, show_training
 from detr.engine.training_hooks import training_hooks
 from detr.engine.training_loader import build_detr_loader, keep_for_loader
-from detr.engine.training_step import build_step
+from detr.engine.training_step import build_step, check_precision
 from detr.engine.validation_loss import build_loss_loader, check_loss
 from detr.engine.written_configs import save_config
 from detr.evaluation import evaluators
@@ -59,6 +59,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """
         register_datasets(cfg)
         solver.check_batch_size(cfg)
+        check_precision(cfg)
         check_loss(cfg)
         data_checks.on_main_process(partial(check_logging, cfg))
         self._given_cfg = cfg

@@ -1,7 +1,6 @@
 """A training step on two ranks, against one process that has the images of both."""
 
 import datetime
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from detr.engine.defaults import load_config
 from detr.engine.solver import build_optimizer
+from detr.engine.training_step import TrainingStep
 from detr.modeling.matcher import Targets
 from detr.modeling.outputs import TrainingOutputs
 from tests.conftest import QUICKSTART, TINY, as_opts, make_input, with_masks
@@ -42,6 +42,7 @@ MODELS = {
         "MODEL.DETR.DENOISING.COPIES": 1,
     },
 }
+IN_PARTS = "masks and all, mean of all"
 OBJECTS = [(3, 1), (0, 2), (0, 0)]  # of the two images
 CASES = [(model, objects) for model in MODELS for objects in OBJECTS]
 
@@ -63,6 +64,18 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def images_in_parts():
+    return [image_of(i, count) for i, count in enumerate((3, 0, 1, 2))]
+
+
+def take_step(model, batch, parts):
+    """Leaves the gradients."""
+    step = TrainingStep(model, [batch], torch.optim.SGD(model.parameters(), lr=0.0), parts=parts)
+    with EventStorage():
+        step.iter = 0
+        step.run_step()
+
+
 def step_of_a_rank(rank: int, folder: str) -> None:
     """Writes for every case the gradients, the parameters after a step of the optimizer, and the losses."""
     torch.distributed.init_process_group(
@@ -82,15 +95,25 @@ def step_of_a_rank(rank: int, folder: str) -> None:
         losses = {name: loss.detach() for name, loss in losses.items()}
         results.append((found, {name: p.detach() for name, p in model.named_parameters()}, losses))
     torch.save(results, f"{folder}/{rank}.pth")
+    model = build(IN_PARTS)
+    wrapped = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+    take_step(wrapped, images_in_parts()[2 * rank : 2 * rank + 2], parts=2)
+    torch.save(gradients(model), f"{folder}/parts_{rank}.pth")
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(spawned):
     """For each rank, and each of the cases, gradients, parameters and losses."""
+    return [torch.load(spawned / f"{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def spawned(tmp_path_factory):
+    """The folder that the ranks have written to."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(step_of_a_rank, args=(str(folder),), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pth", weights_only=True) for rank in range(2)]
+    return folder
 
 
 def losses_of_one_process(model, objects):
@@ -164,3 +187,16 @@ def test_the_mean_of_the_ranks_losses_is_that_of_one_process_where_the_mean_is_o
     assert losses.keys() == first.keys() == second.keys()
     for key, loss in losses.items():
         torch.testing.assert_close((first[key] + second[key]) / 2, loss.detach(), rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.slow
+def test_two_ranks_with_two_parts_each_are_one_process_with_four_images(spawned):
+    model = build(IN_PARTS)
+    take_step(model, images_in_parts(), parts=1)
+    expected = gradients(model)
+    largest = float(max(gradient.abs().max() for gradient in expected.values()))
+    for rank in range(2):
+        found = torch.load(spawned / f"parts_{rank}.pth", weights_only=True)
+        assert found.keys() == expected.keys()
+        for key, gradient in expected.items():
+            torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=2e-6 * largest, msg=key)
