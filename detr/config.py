@@ -109,6 +109,10 @@ def add_detr_config(cfg: CN) -> None:
     # optimizer still sees the gradients of IMS_PER_BATCH images: learning rate and schedule stay as they are.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
 
+    # New: an average of the weights over the last steps (EMA), which is evaluated in their place, in training too:
+    # after each step, average = EMA_DECAY * average + (1 - EMA_DECAY) * weights. 0 is off; 0.9997 suits long trainings.
+    cfg.SOLVER.EMA_DECAY = 0.0
+
     # New: a schedule in epochs of DATASETS.TRAIN, turned into MAX_ITER, STEPS, CHECKPOINT_PERIOD and
     # EVAL_PERIOD once the data set's size is known. 0 and () leave these as they are. Of two keys for the same thing,
     # the one set last is in force, be it by a file, the command line or Python.
