@@ -37,7 +37,9 @@ from detr.engine.training_step import build_step, check_precision
 from detr.engine.validation_loss import build_loss_loader, check_loss
 from detr.engine.weight_average import EMA, WeightAverage, check_decay
 from detr.engine.written_configs import save_config
+from detr.errors import InputError
 from detr.evaluation import evaluators
+from detr.evaluation.best_metric import check_best_metric, check_measured
 from detr.evaluation.evaluators import is_detr
 from detr.evaluation.results import results_table, results_text
 
@@ -63,6 +65,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         solver.check_batch_size(cfg)
         check_precision(cfg)
         check_decay(cfg)
+        check_best_metric(cfg)
         check_loss(cfg)
         data_checks.on_main_process(partial(check_logging, cfg))
         self._given_cfg = cfg
@@ -149,7 +152,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         cfg = self.cfg
         show_training(cfg, self.model, self.checkpointer, self.start_iter, self._test_images)
         if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
-            evaluate_one_image(type(self), cfg, self.model)
+            names = evaluate_one_image(type(self), cfg, self.model)
+            data_checks.on_main_process(partial(check_measured, cfg, names))
         super().train()  # type: ignore[call-arg]
         return getattr(self, "_last_eval_results", None)
 
@@ -192,6 +196,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """By SOLVER.OPTIMIZER; for another meta-architecture Detectron2's SGD, unless that key was set."""
         if is_detr(cfg) or was_set(cfg.SOLVER, "OPTIMIZER"):
             return solver.build_optimizer(cfg, model)
+        if cfg.SOLVER.LAYER_DECAY != 1:
+            raise InputError("SOLVER.LAYER_DECAY is not for Detectron2's own optimizer: set SOLVER.OPTIMIZER too")
         return super().build_optimizer(cfg, model)
 
     @classmethod
