@@ -13,8 +13,8 @@ from detr.modeling.timm_backbone import TimmBackbone
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """The factor of each of the backbone's parameters, by its name in the model.
 
-    The last layer's is ``decay``, that of the one before ``decay`` squared, and so on. Layers are counted by the backbone's
-    library: Detectron2's for its ViT and MViT, timm's for its transformers.
+    The last layer's is ``decay``, that of the one before ``decay`` squared, and so on. Layers are counted by the
+    backbone's library: Detectron2's for its ViT and MViT, timm's for its transformers.
 
     Raises InputError for a decay outside (0, 1], and for a backbone whose layers neither of them counts.
     """
@@ -26,8 +26,8 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
             scales |= {f"{name}.{key}": scale for key, scale in _scales(module, decay)}
     if not scales:
         raise InputError(
-            f"SOLVER.LAYER_DECAY is {decay}, but this backbone has no layers that Detectron2 or timm would count: it is "
-            "for Detectron2's ViT and MViT, and for timm's vision transformers; set it to 1"
+            f"SOLVER.LAYER_DECAY is {decay}, but this backbone has no layers that Detectron2 or timm would count: it "
+            "is for Detectron2's ViT and MViT, and for timm's vision transformers; set it to 1"
         )
     return scales
 

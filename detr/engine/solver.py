@@ -173,3 +173,24 @@ def schedule_in_iterations(cfg: CfgNode, num_images: int) -> CfgNode:
             solver.STEPS,
         )
     return cfg
+
+
+def keep_epochs(given: CfgNode, scaled: CfgNode, num_images: int) -> CfgNode:
+    """``scaled``, where keys that ``given`` has in epochs are so many whole epochs of its own batches.
+
+    given: as it was set; scaled: what Detectron2's ``auto_scale_workers`` makes of it in iterations, by
+    SOLVER.REFERENCE_WORLD_SIZE. It divides the iterations of an epoch by the scale, but how many images the last,
+    incomplete batch of an epoch has depends on the batch.
+    """
+    if scaled.SOLVER.IMS_PER_BATCH == given.SOLVER.IMS_PER_BATCH:
+        return scaled
+    given, scaled = given.clone(), scaled.clone()
+    given.defrost()
+    scaled.defrost()
+    given.SOLVER.IMS_PER_BATCH = scaled.SOLVER.IMS_PER_BATCH
+    in_epochs, exact = settle_schedule(given), schedule_in_iterations(given, num_images)
+    for section, epochs, iterations in SCHEDULE_PAIRS:
+        if in_epochs[section][epochs]:
+            scaled[section][iterations] = exact[section][iterations]
+    scaled.freeze()
+    return scaled

@@ -81,7 +81,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
             report_data(rows)
             if solver.needs_data_size(cfg):
                 num_images = data_checks.count_training_images(cfg)
-        cfg = solver.schedule_in_iterations(cfg, num_images)
+        scaled = self.auto_scale_workers(solver.schedule_in_iterations(cfg, num_images), comm.get_world_size())
+        cfg = solver.keep_epochs(cfg, scaled, num_images)
         if dicts and is_detr(cfg) and comm.is_main_process():
             for line in schedule_warnings(cfg, DataSizes.measure(dicts)):
                 logger.warning(line)
@@ -96,7 +97,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # as DefaultTrainer, for scripts that did not
-        cfg = self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = build_step(cfg, model, self.build_train_loader(cfg), optimizer)

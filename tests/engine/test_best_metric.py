@@ -44,7 +44,8 @@ def test_the_best_checkpoint_and_patience_go_by_it(metric, best, shapes_root, ru
 
 def test_of_a_loss_less_is_better(shapes_root, run_config, caplog):
     """Without learning the loss stays as it was, which is not better."""
-    settings = {"TEST.BEST_METRIC": "val_loss", "TEST.LOSS": True, "SOLVER.PATIENCE": 1, "SOLVER.BASE_LR": 1e-20}
+    settings = {"TEST.BEST_METRIC": "val_loss", "TEST.LOSS": True, "SOLVER.PATIENCE": 1}
+    settings |= {"SOLVER.BASE_LR": 1e-20, "MODEL.RESNETS.NORM": "FrozenBN"}
     assert stop(run_config({**EARLY, **settings}), [1, 2, 3]) == [4, 2]
     assert "val_loss has not been below the" in caplog.text
 
