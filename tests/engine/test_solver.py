@@ -52,8 +52,9 @@ def test_a_reference_world_size_scales_rates_and_keeps_epochs(tiny_config):
     """On 2 ranks batches of 4: 118,287 // 4 = 29,571 iterations an epoch; 4 * (118,287 // 16) would be 29,568."""
     cfg = scaled(tiny_config, 2, SCALED)
     solver = cfg.SOLVER
+    rate = solver.BASE_LR
     assert (solver.IMS_PER_BATCH, solver.WARMUP_ITERS) == (4, 4000)
-    assert solver.BASE_LR == pytest.approx(2.5e-5)
+    assert rate == pytest.approx(2.5e-5)
     assert (solver.MAX_ITER, solver.STEPS) == (29571 * 300, (29571 * 200,))
     assert (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (29571 * 10, 29571 * 5)
     assert solver.REFERENCE_WORLD_SIZE == 2
