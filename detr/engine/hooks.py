@@ -1,19 +1,22 @@
 """Hooks of a training: when checkpoints and metrics are written, which checkpoints stay, when it is evaluated."""
 
+import contextlib
 import logging
 import math
 import os
 import re
-from collections.abc import Collection
+import sys
+from collections.abc import Callable, Collection
 from typing import Any
 
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import hooks
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
 from detr.checkpoint.files import damage
 from detr.engine.run_writers import RunWriter
-from detr.whole_files import copy_whole
+from detr.errors import DiskError, InputError
+from detr.whole_files import copy_whole, name_disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +89,20 @@ class EvalHook(hooks.EvalHook):
     _eval_after_train: bool
     _evaluated = 0  # steps that were done at the last evaluation
 
+    def __init__(self, eval_period: int, eval_function: Callable[[], Any], folder: str = "") -> None:
+        """folder: that the results are written to, to be named where its disk is full."""
+        super().__init__(eval_period, eval_function)
+        self._folder = folder
+
     def _do_eval(self) -> None:
-        super()._do_eval()
+        with name_disk_errors(self._folder):
+            super()._do_eval()
         self._evaluated = self.trainer.iter + 1
 
     def after_train(self) -> None:
-        self._eval_after_train = self._eval_after_train and self._evaluated != self.trainer.iter
+        # An error in the last step's hooks, as of a full disk, is not held up by an evaluation.
+        finished = self.trainer.iter >= self.trainer.max_iter
+        self._eval_after_train = self._eval_after_train and finished and self._evaluated != self.trainer.iter
         super().after_train()
 
 
@@ -101,7 +112,7 @@ class PeriodicWriter(hooks.PeriodicWriter):
     def __init__(self, writers: list[EventWriter], period: int = 20, *, evaluation_period: int = 0) -> None:
         """evaluation_period: as EvalHook's, which comes before this hook."""
         super().__init__(writers, period)
-        self._every, self._evaluation_period = period, evaluation_period
+        self._evaluation_period = evaluation_period
 
     def before_train(self) -> None:
         for writer in self._writers:
@@ -109,9 +120,37 @@ class PeriodicWriter(hooks.PeriodicWriter):
                 writer.start(resume=self.trainer.start_iter > 0)
 
     def after_step(self) -> None:
-        evaluated = self._evaluation_period > 0 and (self.trainer.iter + 1) % self._evaluation_period == 0
-        self._period = 1 if evaluated else self._every
-        super().after_step()
+        done, period = self.trainer.iter + 1, self._evaluation_period
+        if done % self._period == 0 or done == self.trainer.max_iter or (period > 0 and done % period == 0):
+            for writer in self._writers:
+                self._use(writer, writer.write)
+
+    def after_train(self) -> None:
+        """Of an error of the disk that ends the training, no second one is made."""
+        ends = isinstance(sys.exc_info()[1], DiskError)
+        with contextlib.suppress(InputError) if ends else contextlib.nullcontext():
+            for writer in self._writers:
+                self._use(writer, writer.write, writer.close)
+
+    def _use(self, writer: EventWriter, *actions: Callable[[], None]) -> None:
+        """Raises DiskError, which names the writer's files, where they cannot be written; all are then closed."""
+        try:
+            with name_disk_errors(_files_of(writer)):
+                for action in actions:
+                    action()
+        except InputError:
+            for other in self._writers:
+                with contextlib.suppress(OSError):
+                    other.close()
+            self._writers = []
+            raise
+
+
+def _files_of(writer: EventWriter) -> str:
+    """The file or folder that one of Detectron2's writers fills."""
+    if isinstance(writer, JSONWriter):
+        return str(writer._file_handle.name)
+    return str(writer._writer_args["log_dir"]) if isinstance(writer, TensorboardXWriter) else type(writer).__name__
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
