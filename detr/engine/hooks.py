@@ -89,14 +89,8 @@ class EvalHook(hooks.EvalHook):
     _eval_after_train: bool
     _evaluated = 0  # steps that were done at the last evaluation
 
-    def __init__(self, eval_period: int, eval_function: Callable[[], Any], folder: str = "") -> None:
-        """folder: that the results are written to, to be named where its disk is full."""
-        super().__init__(eval_period, eval_function)
-        self._folder = folder
-
     def _do_eval(self) -> None:
-        with name_disk_errors(self._folder):
-            super()._do_eval()
+        super()._do_eval()
         self._evaluated = self.trainer.iter + 1
 
     def after_train(self) -> None:

@@ -42,7 +42,7 @@ def _in_place_of(trainer: Trainer, hook: Any) -> list[HookBase | None]:
         )
         return [checkpointer]
     if type(hook) is hooks.EvalHook:
-        return [EvalHook(period, hook._func, cfg.OUTPUT_DIR), *_hooks_after_evaluation(trainer)]
+        return [EvalHook(period, hook._func), *_hooks_after_evaluation(trainer)]
     if type(hook) is hooks.PeriodicWriter:
         writer = PeriodicWriter(hook._writers, hook._period, evaluation_period=period)
         # As the writer, in the main process only.
