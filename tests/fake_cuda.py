@@ -1,7 +1,8 @@
-"""A GPU's tensors on any machine: shapes, types and devices as on a GPU, no values, and a record of where the host waits.
+"""A GPU's tensors on any machine: shapes, types and devices as on a GPU, and a record of where the host waits for it.
 
-torch's FakeTensorMode stands for the GPU, and refuses what a GPU refuses: tensors of two devices in one operator. What
-is on the host is computed for real. Where the host reads from the GPU, it gets made-up numbers, and the place in detr/ is recorded.
+torch's FakeTensorMode stands for the GPU, and refuses what a GPU refuses: tensors of two devices in one operator. Its
+tensors have no values. What is on the host is computed for real; where the host reads from the GPU, it gets made-up
+numbers, and the place in detr/ is recorded.
 """
 
 import sys
@@ -53,7 +54,7 @@ def fake_cuda(backward: bool = False) -> Iterator[list[str]]:
 
 
 def move_to_cuda(model: nn.Module) -> nn.Module:
-    """The model with its parameters and buffers on ``fake_cuda``'s device, in place; Module.to cannot take them there."""
+    """Puts the model's parameters and buffers on ``fake_cuda``'s device, in place, as Module.to cannot. Returns it."""
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):
             moved = value.detach().to(CUDA, non_blocking=True)

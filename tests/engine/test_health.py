@@ -143,7 +143,7 @@ def test_the_device_is_not_waited_for(tiny_config):
         observer = MatchingObserver(model)
         model([make_input(BOXES, [1, 3])] * 2)
         assert waits == TRAINING  # as without it
-        assert observer.step().keys() == EVERY_STEP
+        observer.step()
         assert waits == TRAINING
 
 
