@@ -28,6 +28,9 @@ def add_detr_config(cfg: CN) -> None:
     cfg.MODEL.DETR.L1_WEIGHT = 5.0
     cfg.MODEL.DETR.NO_OBJECT_WEIGHT = 0.1  # most queries match nothing: down-weighted by 10
     cfg.MODEL.DETR.DEEP_SUPERVISION = True  # auxiliary losses on the earlier decoder layers
+    # New: the class loss is a weighted mean over the queries of a "rank", as in the original, or of "all" ranks: then
+    # two ranks of one image train as one process of two images does.
+    cfg.MODEL.DETR.CLASS_LOSS_MEAN = "rank"
 
     # Transformer (sec. 3.2, fig. 10)
     cfg.MODEL.DETR.NHEADS = 8
@@ -101,6 +104,17 @@ def add_detr_config(cfg: CN) -> None:
 
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
+
+    # New: of SOLVER.AMP.ENABLED, mixed precision in training: "float16", with scaled losses, on a GPU alone; or
+    # "bfloat16", on a CPU too.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # New: computes a step's images in so many equal parts, one after the other, with a fraction of the memory. The
+    # optimizer still sees the gradients of IMS_PER_BATCH images: learning rate and schedule stay as they are.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+
+    # New: an average of the weights over the last steps (EMA), which is evaluated in their place, in training too:
+    # after each step, average = EMA_DECAY * average + (1 - EMA_DECAY) * weights. 0 is off; 0.9997 suits long trainings.
+    cfg.SOLVER.EMA_DECAY = 0.0
 
     # New: a schedule in epochs of DATASETS.TRAIN, turned into MAX_ITER, STEPS, CHECKPOINT_PERIOD and
     # EVAL_PERIOD once the data set's size is known. 0 and () leave these as they are. Of two keys for the same thing,

@@ -97,12 +97,18 @@ def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type
 
 
 def check_batch_size(cfg: CfgNode) -> None:
-    """Raises InputError for a batch that the ranks cannot share equally."""
+    """Raises InputError for a batch that the ranks cannot share equally, or not compute in equal parts."""
     batch, ranks, reference = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference:  # Detectron2 scales the batch from so many ranks to those that there are
         ranks = reference
     if batch < 1 or batch % ranks:
         raise InputError(f"SOLVER.IMS_PER_BATCH {batch} must be a positive multiple of the number of GPUs, {ranks}")
+    parts = cfg.SOLVER.ACCUMULATION_STEPS
+    if parts < 1 or batch // ranks % parts:
+        raise InputError(
+            f"SOLVER.ACCUMULATION_STEPS is {parts}: it must divide the images of a process in a step, {batch // ranks} "
+            f"(SOLVER.IMS_PER_BATCH {batch} on {ranks})"
+        )
 
 
 def needs_data_size(cfg: CfgNode) -> bool:

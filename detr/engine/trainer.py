@@ -33,8 +33,9 @@ from detr.engine.schedule_checks import DataSizes, schedule_warnings
 from detr.engine.start_screen import report_data, show_evaluation, show_training
 from detr.engine.training_hooks import training_hooks
 from detr.engine.training_loader import build_detr_loader, keep_for_loader
-from detr.engine.training_step import build_step
+from detr.engine.training_step import build_step, check_precision
 from detr.engine.validation_loss import build_loss_loader, check_loss
+from detr.engine.weight_average import EMA, WeightAverage, check_decay
 from detr.engine.written_configs import save_config
 from detr.evaluation import evaluators
 from detr.evaluation.evaluators import is_detr
@@ -51,6 +52,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
     checkpointer: DetectionCheckpointer
     loss_loaders: dict[str, Any]  # for TEST.LOSS, by the name of the test set
+    weight_average: WeightAverage | None = None  # for SOLVER.EMA_DECAY
 
     def __init__(self, cfg: CfgNode) -> None:
         """Loads and checks the data sets before any part is built. Raises InputError for bad input.
@@ -59,6 +61,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """
         register_datasets(cfg)
         solver.check_batch_size(cfg)
+        check_precision(cfg)
+        check_decay(cfg)
         check_loss(cfg)
         data_checks.on_main_process(partial(check_logging, cfg))
         self._given_cfg = cfg
@@ -95,6 +99,9 @@ class Trainer(DefaultTrainer, StoppableLoop):
         self._trainer = build_step(cfg, model, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        if cfg.SOLVER.EMA_DECAY:
+            self.weight_average = WeightAverage(self.checkpointer.model, cfg.SOLVER.EMA_DECAY)
+            self.checkpointer.add_checkpointable(EMA, self.weight_average)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 

@@ -68,6 +68,7 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
             l1_weight=keys.L1_WEIGHT,
             giou_weight=keys.GIOU_WEIGHT,
             no_object_weight=keys.NO_OBJECT_WEIGHT,
+            class_loss_mean=keys.CLASS_LOSS_MEAN,
         ),
         "postprocessor": Postprocessor(
             is_thing=which_are_things(
