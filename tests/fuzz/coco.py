@@ -3,6 +3,7 @@
 What comes out is held to the JSON, read and computed here on its own.
 """
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -25,7 +26,7 @@ from detr.engine.defaults import load_config
 from detr.errors import InputError
 from tests.conftest import QUICKSTART, TINY, as_opts
 from tests.fuzz.odd_values import json_files
-from tests.fuzz.outcome import RIGHT, Kind, check_line, recorded_warnings
+from tests.fuzz.outcome import RIGHT, Kind, as_json, check_line, recorded_warnings
 
 SIZES = {"a.png": (40, 30), "turned.jpg": (24, 32), "empty.png": (16, 16)}  # width and height of the upright images
 POLYGON = [2, 2, 20, 2, 20, 20, 2, 20]
@@ -49,6 +50,7 @@ DOCUMENT = {
          "segmentation": {"size": [30, 40], "counts": COMPRESSED}},
     ],
 }  # fmt: skip
+EXTRA_KEYS = ["ignore", "score", "keypoints", "bbox_mode", "license"]
 # What the mapper leaves as it is: then its targets are those of the file.
 UNCHANGED = {"INPUT.MIN_SIZE_TRAIN": (0,), "INPUT.RANDOM_FLIP": "none", "INPUT.CROP.ENABLED": False}
 NAME = "fuzzed"
@@ -194,10 +196,28 @@ def _inside(polygon: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return inside
 
 
+@st.composite
+def huge_images(draw: Any) -> bytes:
+    """Sizes, coordinates and runs that agree with each other, and are too large for every program."""
+    document = copy.deepcopy(DOCUMENT)
+    side = draw(st.sampled_from([1, 1000, 65_535, 100_000, 10**6, 10**9, 2**31 - 1]))
+    image = document["images"][0]
+    image["height"], image["width"] = side, draw(st.sampled_from([1, side]))
+    reach = draw(st.sampled_from([1, 3, 9, 10]))
+    for annotation in document["annotations"]:
+        if annotation["image_id"] != 1:
+            continue
+        polygon = [0, 0, reach * side, 0, 0, reach * side] * draw(st.sampled_from([1, 300]))
+        rle = {"size": [side, image["width"]], "counts": [0, side * image["width"]]}
+        annotation["segmentation"] = draw(st.sampled_from([[polygon], rle]))
+        annotation["area"] = draw(st.sampled_from([0, 5]))
+    return as_json(document).encode()
+
+
 COCO = Kind(
     st.fixed_dictionaries(
         {
-            "json": json_files(DOCUMENT, extra_keys=["ignore", "score", "keypoints", "bbox_mode", "license"]),
+            "json": st.one_of(*[json_files(DOCUMENT, extra_keys=EXTRA_KEYS)] * 9, huge_images()),
             "masks": st.booleans(),
             "backend": st.sampled_from(["hotcoco", "pycocotools"]),
         }

@@ -13,7 +13,7 @@ DEEP, DIGITS, LONG = "@deep@", "@digits@", "@long@"  # stand for values that jso
 TOKENS = {f'"{DEEP}"': "[" * 10_000 + "]" * 10_000, f'"{DIGITS}"': "7" * 400, f'"{LONG}"': "9" * 5_000}
 
 NUMBERS: list[Any] = [0, -1, 1, 2, 3, 7, 0.5, -0.0, 1e-300, 300, 1e8, -1e8, 1e30, -1e30, 1e308, math.nan, math.inf,
-                      -math.inf, 2**31, 2**32 + 1, 2**53 + 1, 2**63, -(2**63), 256**3]  # fmt: skip
+                      -math.inf, 65_536, 10**9, 2**31 - 1, 2**31, 2**32 + 1, 2**53 + 1, 2**63, -(2**63), 256**3]  # fmt: skip
 TEXTS = ["", " ", "7", "1.5", "-3", "nan", "x", "é", "\u0000", "a\nb", "../a.png", "/dev/zero", "/dev/stdin", ".", "9" * 30]
 OTHERS = [None, True, False, [], {}, [[]], [None], [1, 2, 3, 4], [1, 2, 3], ["1", "2", "3", "4"], {"id": 1}, DEEP,
           DIGITS, LONG]  # fmt: skip
@@ -49,6 +49,7 @@ def changed(draw: Any, document: Any, extra_keys: Sequence[str] = ()) -> Any:
         paths = list(_paths(document))
         if not paths:
             break
+        paths += 4 * [path for path in paths if len(path) > 2]  # most of what can go wrong is inside of an entry
         *head, last = draw(st.sampled_from(paths))
         parent = document
         for key in head:
@@ -67,9 +68,9 @@ def changed(draw: Any, document: Any, extra_keys: Sequence[str] = ()) -> Any:
         elif kind == "scale" and isinstance(value, (int, float)) and not isinstance(value, bool):
             parent[last] = value * draw(st.sampled_from([-1, 0, 2, 10, 1e3, 1e6]))
         elif kind == "add" and isinstance(value, dict) and extra_keys:
-            value[draw(st.sampled_from(extra_keys))] = draw(ODD)
+            value[draw(st.sampled_from(extra_keys))] = copy.deepcopy(draw(ODD))
         else:
-            parent[last] = draw(ODD)
+            parent[last] = copy.deepcopy(draw(ODD))  # a later change may be inside of it
     return document
 
 
