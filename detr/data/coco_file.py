@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
 from detr.data.annotations import as_whole_number, shown
+from detr.data.images import check_regular
 from detr.errors import InputError
 
 Content = dict[str, Any]
@@ -20,6 +21,7 @@ LARGEST_ID = 2**63  # numpy has no integers from here on, and rounds them
 
 def read_json(path: str) -> Any:
     """A JSON file's content. Raises InputError where it cannot be read."""
+    check_regular(path)
     try:
         with PathManager.open(path) as file:
             return json.load(file)

@@ -1,5 +1,6 @@
 """Image files, as training checks and reads them and as inference does; held to the pixels that they were made of."""
 
+import functools
 import io
 import os
 import struct
@@ -68,14 +69,14 @@ def encoded(case: dict[str, Any]) -> bytes | None:
     return file.getvalue()
 
 
+@functools.cache
 def bomb(side: int, kind: str) -> bytes:
-    """A small file that says that it has side x side pixels, and may hold them."""
+    """A small file that says that it has side x side pixels, and holds the first of them."""
     if kind == "BMP":
         return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    rows = zlib.compressobj(9)
-    row = bytes(1 + -(-side // 8))
-    data = b"".join(rows.compress(row) for _ in range(min(side, 12_000))) + rows.flush()
+    rows = zlib.compressobj(1)
+    data = rows.compress(bytes(10_000_000)) + rows.flush()
     chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
     parts = [struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x)) for name, x in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
@@ -194,7 +195,7 @@ IMAGES = Kind(
         st.fixed_dictionaries(
             {
                 **_DRAWN,
-                "bomb": st.sampled_from([9_000, 12_000, 20_000, 60_000, 2**31 - 1]),
+                "bomb": st.sampled_from([14_000, 60_000, 2**31 - 1]),
                 "format": st.sampled_from(["PNG", "BMP"]),
             }
         ),
