@@ -43,8 +43,11 @@ def read_lists(path: str, optional: str = "annotations") -> Content:
         entries = content.get(kind)
         if kind == optional and kind not in content:
             continue
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        if not isinstance(entries, list):
             raise InputError(f"{path} has {kind} {shown(entries)}: it must be a list of dicts")
+        if not {*map(type, entries)} <= {dict}:
+            index = next(i for i, entry in enumerate(entries) if not isinstance(entry, dict))
+            raise InputError(f"{path}: number {index} of the {kind} is {shown(entries[index])}: it must be a dict")
     return content
 
 

@@ -21,6 +21,7 @@ from detr.checkpoint.options import split_options
 from detr.config import EXPORT_DESCRIPTION, add_detr_config
 from detr.config_checks import check_names
 from detr.config_node import settle_schedule
+from detr.config_values import check_values
 from detr.engine import terminal
 from detr.engine.machine import fit_machine
 from detr.engine.options import merge_file, merge_options
@@ -98,6 +99,7 @@ def check_config(cfg: CfgNode, *, training: bool, resumes: bool = False) -> None
 
     Raises InputError.
     """
+    check_values(cfg)
     check_names(cfg)
     exported = bool(cfg.MODEL.DETR.EXPORTED)
     if exported and training:

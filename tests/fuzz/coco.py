@@ -118,7 +118,7 @@ def _compare(
     categories = sorted(_whole(category["id"]) for category in content["categories"])
     by_image = {_whole(image["id"]): image for image in content["images"]}
     assert [x["image_id"] for x in mapped] == sorted(by_image), "images"
-    dropped = crowds = 0
+    dropped = crowds = twins = 0
     for x in mapped:
         image = by_image[x["image_id"]]
         width, height = SIZES[Path(image["file_name"]).name]
@@ -134,6 +134,7 @@ def _compare(
                 dropped += 1
                 continue
             expected.append((categories.index(_whole(obj["category_id"])), box, obj))
+        twins += len(expected) - len({(label, *box) for label, box, _ in expected})
         targets = x["instances"]
         assert targets.image_size == (height, width), "the image's size"
         assert targets.gt_classes.tolist() == [label for label, _, _ in expected], "classes"
@@ -148,6 +149,8 @@ def _compare(
     assert all(0 < x["area"] < 1e10 or masks for x in objects), "areas"
     announced = [text for text in warnings if " boxes are dropped" in text]
     assert bool(announced) == bool(dropped), f"{dropped} dropped, announced {announced}"
+    # Once for the training set, once for the test set
+    assert sum(f": {twins} of " in text for text in warnings if "is each annotated twice" in text) == 2 * bool(twins)
     assert all(f": {dropped} of " in text for text in announced), f"{dropped} dropped, announced {announced}"
 
 

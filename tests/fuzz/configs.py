@@ -101,7 +101,8 @@ def run(case: dict[str, Any], folder: Path) -> str:
         cfg.freeze()
         losses = _first_step(cfg)
     except InputError as error:
-        return check_line(error, *names)
+        # Of keys that do not fit each other, the message may name the other one.
+        return check_line(error, *names, "SOLVER.", "exported model")
     except FloatingPointError as error:  # a training that diverges ends with one line too
         return check_line(error)
     assert all(map(math.isfinite, losses)), f"losses {losses}"
