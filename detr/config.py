@@ -78,6 +78,9 @@ def add_detr_config(cfg: CN) -> None:
     # New: "bfloat16" or "float16" computes products and convolutions so outside training; weights, sums and
     # heads stay in float32.
     cfg.MODEL.DETR.INFERENCE_DTYPE = "float32"
+    # New: outside training, images of different sizes never share a batch, so that none is padded and the results of
+    # each are those of the image alone (docs/reliability.md).
+    cfg.MODEL.DETR.IMAGES_ALONE = False
 
     # New: masks are trained on a DETR that is left as it is (sec. 4.3): no gradients but the mask head's.
     cfg.MODEL.DETR.FREEZE_DETR = False

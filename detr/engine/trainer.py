@@ -42,6 +42,7 @@ from detr.evaluation import evaluators
 from detr.evaluation.best_metric import check_best_metric, check_measured
 from detr.evaluation.evaluators import is_detr
 from detr.evaluation.results import results_table, results_text
+from detr.whole_files import name_disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +228,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """As DefaultTrainer's; the numbers of all data sets and evaluators are logged as one table at the end."""
         # Called as DefaultTrainer's own method is, with the class that it asks for loaders replaced.
         test = vars(DefaultTrainer)["test"].__func__
-        results: dict[str, Any] = test(CountedTests(cls), cfg, model, evaluators)
+        with name_disk_errors(cfg.OUTPUT_DIR):
+            results: dict[str, Any] = test(CountedTests(cls), cfg, model, evaluators)
         if comm.is_main_process() and results:
             names = cfg.DATASETS.TEST
             by_set = {names[0]: results} if len(names) == 1 else results
