@@ -104,6 +104,9 @@ def add_detr_config(cfg: CN) -> None:
 
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
+    # New: of a ViT, the learning rate of each layer / that of the one after it; 1 is off. With it, a multiplier of 1 is
+    # usual.
+    cfg.SOLVER.LAYER_DECAY = 1.0
 
     # New: of SOLVER.AMP.ENABLED, mixed precision in training: "float16", with scaled losses, on a GPU alone; or
     # "bfloat16", on a CPU too.
@@ -127,10 +130,14 @@ def add_detr_config(cfg: CN) -> None:
     # the one with the best AP or PQ and the final one are kept besides.
     cfg.SOLVER.CHECKPOINTS_KEPT = 3
 
-    # New: ends the training after so many evaluations in a row without a better AP (or PQ), 0 never. `model_best.pth`
-    # is the best state, `model_final.pth` the last one.
+    # New: ends the training after so many evaluations in a row without a better AP (or PQ, see TEST.BEST_METRIC), 0
+    # never. `model_best.pth` is the best state, `model_final.pth` the last one.
     cfg.SOLVER.PATIENCE = 0
 
+    # New: the metric of the best checkpoint and of PATIENCE, by its name in metrics.json, such as "bbox/AP50",
+    # "panoptic_seg/PQ" or "val_loss"; of several test sets with the set in front. "": PQ, else mask AP, else box AP.
+    # Less is better where the last part of the name has "loss" or "error" in it, else more.
+    cfg.TEST.BEST_METRIC = ""
     # New: what counts the matches for AP of boxes and masks. "auto": hotcoco where it is installed, else pycocotools;
     # "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
     cfg.TEST.COCO_BACKEND = "auto"

@@ -16,7 +16,8 @@ from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, 
 from detr.engine.progress import TrainingProgress
 from detr.engine.validation_loss import validation_losses
 from detr.engine.weight_average import AverageHook, with_average
-from detr.evaluation.evaluators import is_detr, main_metric
+from detr.evaluation.best_metric import best_metric
+from detr.evaluation.evaluators import is_detr
 
 if TYPE_CHECKING:
     from detr.engine.trainer import Trainer
@@ -28,7 +29,7 @@ def training_hooks(trainer: Trainer, defaults: Sequence[Any]) -> list[HookBase |
     average = [AverageHook(trainer.weight_average)] if trainer.weight_average is not None else []
     adapted = [*average, *(x for hook in defaults for x in _in_place_of(trainer, hook))]
     if terminal.is_quiet():
-        adapted.append(TrainingProgress(cfg, main_metric(cfg) if cfg.DATASETS.TEST else None))
+        adapted.append(TrainingProgress(cfg, best_metric(cfg) if cfg.DATASETS.TEST else None))
     return adapted
 
 
@@ -60,7 +61,7 @@ def _hooks_after_evaluation(trainer: Trainer) -> list[HookBase]:
         after.append(EvalHook(period, with_average(trainer.weight_average, losses)))
     if not cfg.DATASETS.TEST or not period:
         return after
-    metric = main_metric(cfg)
+    metric = best_metric(cfg)
     if comm.is_main_process() and is_detr(cfg):
         after.append(BestCheckpointer(period, trainer.checkpointer, metric))
     if cfg.SOLVER.PATIENCE:

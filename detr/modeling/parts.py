@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 
 from detr.config_checks import check_model_keys, warn_of_unread_keys
 from detr.config_node import remember
+from detr.config_values import check_memory
 from detr.errors import InputError
 from detr.modeling.backbone import (
     build_detr_backbone,
@@ -30,6 +31,7 @@ POSITION_ENCODINGS = {"sine": SinePositionEncoding, "learned": LearnedPositionEn
 def build_parts(cfg: CfgNode) -> dict[str, Any]:
     """The arguments of ``Detr``. Raises InputError for impossible sizes and combinations."""
     check_model_keys(cfg)
+    check_memory(cfg)
     remember(cfg.SOLVER, "OPTIMIZER")  # even if nobody set it, it is a Detr's optimizer from here on
     warn_of_unread_keys(cfg)
     keys = cfg.MODEL.DETR

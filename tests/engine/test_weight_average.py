@@ -14,6 +14,7 @@ from tests.conftest import TRAINING_QUERIES
 
 EMA = {"SOLVER.EMA_DECAY": 0.5, "SOLVER.MAX_ITER": 4, "SOLVER.CHECKPOINT_PERIOD": 2, "TEST.DRY_RUN": False,
        "TEST.EVAL_PERIOD": 2, "DATALOADER.NUM_WORKERS": 0, "SOLVER.BASE_LR": 0.01}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("writers_are_closed")
 
 
 def weights(model):
@@ -122,7 +123,7 @@ def test_a_training_that_is_resumed_has_the_average_to_the_bit(shapes_root, run_
     assert equal(trainer.weight_average.state_dict(), evaluated[-1])
 
 
-def test_the_weights_come_back_after_an_evaluation_that_fails(shapes_root, run_config, writers_are_closed):
+def test_the_weights_come_back_after_an_evaluation_that_fails(shapes_root, run_config):
     trainer, evaluated, left = trainer_with(run_config(EMA), fail=True)
     with pytest.raises(RuntimeError, match="the evaluator fails"):
         trainer.train()
