@@ -20,7 +20,7 @@ from tests.lively import as_opts, build_lively, load_config
 
 PANOPTIC = QUICKSTART.with_name("shapes_panoptic.yaml")
 NUMBERS = [1, 5, 7]  # of images: fewer than ranks, and such as do not divide
-TIMEOUT = datetime.timedelta(seconds=120)
+TIMEOUT = datetime.timedelta(minutes=10)
 NAME = "few_shapes_{}"
 SETTINGS = {
     **TINY,
@@ -90,7 +90,7 @@ def run_a_rank(rank: int, ranks: int, folder: str) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=ranks,
-        timeout=datetime.timedelta(seconds=120),
+        timeout=datetime.timedelta(minutes=10),
     )
     comm.create_local_process_group(ranks)
     found = evaluate(Path(folder, str(rank)) if rank else Path(folder, "main"))

@@ -106,7 +106,7 @@ def assert_equal_steps(original, ours):
 
 def run_a_rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=120)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(minutes=10)
     )
     for masks, objects in CASES:
         original, criterion, ours, cfg = build(masks)
