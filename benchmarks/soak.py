@@ -49,7 +49,7 @@ STOPPING = 120.0  # seconds for SIGTERM to be obeyed, and for children to end
 WARM_UP = 0.3  # of a life's steps, before memory is measured
 BLOCKS = 20  # of steps, whose means the line is fitted to: steps that follow each other are not independent
 ENOUGH = 400  # steps after the warm-up, for a slope to be judged
-MOST = {"rss": 5.0, "files": 0.5}  # a 1,000 steps: MB, handles
+MOST = {"rss": 2.0, "files": 0.5}  # a 1,000 steps: MB, handles
 
 
 @dataclass

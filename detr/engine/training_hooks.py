@@ -13,6 +13,7 @@ from detr.engine import terminal
 from detr.engine.early_stopping import EarlyStopping
 from detr.engine.health import HealthHook
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
+from detr.engine.metric_history import BoundedHistory
 from detr.engine.progress import TrainingProgress
 from detr.engine.validation_loss import validation_losses
 from detr.evaluation.evaluators import is_detr, main_metric
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def training_hooks(trainer: Trainer, defaults: Sequence[Any]) -> list[HookBase | None]:
     """Detectron2's default hooks with TEST.LOSS, SOLVER.PATIENCE and LOGGING.HEALTH of the trainer's config."""
     cfg = trainer.cfg
-    adapted = [x for hook in defaults for x in _in_place_of(trainer, hook)]
+    adapted = [BoundedHistory(), *(x for hook in defaults for x in _in_place_of(trainer, hook))]
     if terminal.is_quiet():
         adapted.append(TrainingProgress(cfg, main_metric(cfg) if cfg.DATASETS.TEST else None))
     return adapted
