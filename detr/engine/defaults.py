@@ -22,6 +22,7 @@ from detr.checkpoint.run_folder import holds_training
 from detr.config import EXPORT_DESCRIPTION, add_detr_config
 from detr.config_checks import check_names
 from detr.config_node import settle_schedule
+from detr.config_values import check_values
 from detr.engine import terminal
 from detr.engine.disk_errors import expect_disk_errors
 from detr.engine.machine import fit_machine
@@ -106,6 +107,7 @@ def check_config(cfg: CfgNode, *, training: bool, resumes: bool = False) -> None
 
     Raises InputError.
     """
+    check_values(cfg)
     check_names(cfg)
     exported = bool(cfg.MODEL.DETR.EXPORTED)
     if exported and training:

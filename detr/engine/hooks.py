@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import os
 import re
 import sys
@@ -16,6 +15,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detr.checkpoint.files import damage
 from detr.engine.run_writers import RunWriter
 from detr.errors import DiskError, InputError
+from detr.evaluation.best_metric import is_better
 from detr.whole_files import copy_whole, name_disk_errors
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _files_of(writer: EventWriter) -> str:
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's, for a metric of which more is better; a resumed training goes on from the best value so far."""
+    """Detectron2's, by ``is_better``; a resumed training goes on from the best value so far of the same metric."""
 
     best_metric: float | None
     best_iter: int | None
@@ -173,16 +173,22 @@ class BestCheckpointer(hooks.BestCheckpointer):
         """Whether the metric's latest value is better than the best so far, which it then becomes."""
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is None:
-            logger.warning("no checkpoint is kept as the best: the evaluation gives no %s", self._val_metric)
+            names = sorted(name for name in self.trainer.storage.latest() if "/" in name or name.startswith("val_loss"))
+            logger.warning(
+                "no checkpoint is kept as the best: the evaluation gives no %s (TEST.BEST_METRIC). There are %s",
+                self._val_metric,
+                ", ".join(names) or "no results",
+            )
             return False
         value = float(latest[0])
-        if not math.isfinite(value) or (self.best_metric is not None and value <= self.best_metric):
+        if not is_better(self._val_metric, value, self.best_metric):
             return False
         self.best_metric, self.best_iter = value, iteration
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter, "metric": self._val_metric}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+        if state_dict.get("metric", self._val_metric) == self._val_metric:
+            self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
