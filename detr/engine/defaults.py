@@ -85,10 +85,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         name_disk_errors(cfg.OUTPUT_DIR),
         contextlib.nullcontext() if verbose else terminal.quiet_logging(),
         keep_config(cfg.OUTPUT_DIR, kept),
+        expect_disk_errors(),
     ):
         default_setup(cfg, args)  # writes config.yaml
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr")
-        expect_disk_errors()
     if args.eval_only:
         save_config(cfg, "eval")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
