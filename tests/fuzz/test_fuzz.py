@@ -36,5 +36,3 @@ def test_a_message_that_is_no_clear_line_is_a_defect(message):
     assert check_line(ValueError("a.json: bad"), "a.json") == "refused"
     with pytest.raises(AssertionError):
         check_line(ValueError(message), "a.json")
-
-
