@@ -22,9 +22,6 @@ ODD_CONTENTS: list[Any] = [{}, [], None, 3, "text", {"model": None}, {"model": {
                            {"model": {"a.weight": [1, 2]}}, {"model": [torch.zeros(2)]},
                            {None: torch.zeros(2)}]  # fmt: skip
 
-DAMAGES = ["cut", "flip", "overwritten"] * 3
-DAMAGES += ["moved", "tail", "zip", "code", "old pickle", "content", "empty", "text"]
-
 
 class _Asks:
     """Runs a command when it is unpickled."""

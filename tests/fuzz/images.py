@@ -109,7 +109,7 @@ def run(case: dict[str, Any], folder: Path) -> str:
         with Image.open(io.BytesIO(data)) as whole:
             whole.load()
             # PIL itself turns a TIFF.
-            turn = UPRIGHT[whole.getexif().get(0x0112, 1) if case["format"] != "TIFF" else 1]
+            turn = UPRIGHT.get(whole.getexif().get(0x0112, 1) if case["format"] != "TIFF" else 1, UPRIGHT[1])
             if whole.mode.startswith("I;16") or (whole.mode == "I" and case["format"] in ("PNG", "PPM")):
                 gray = np.round(np.asarray(whole).astype(float) / 65535 * 255)
                 expected = turn(np.repeat(gray[..., None], 3, axis=2))
