@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from detr.checkpoint.files import weights_in_folder
 from detr.checkpoint.hub import TORCHVISION, ZOO, missing_hint, parse_zoo_path, torchvision_url
 from detr.checkpoint.options import split_options
+from detr.checkpoint.run_folder import holds_training
 from detr.config import EXPORT_DESCRIPTION, add_detr_config
 from detr.config_checks import check_names
 from detr.config_node import settle_schedule
@@ -67,7 +68,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     a weights file that is missing, an unknown key or a wrong value.
     """
     cfg = load_config(args.config_file, args.opts)
-    resumes = bool(args.resume) and PathManager.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    resumes = bool(args.resume) and holds_training(cfg.OUTPUT_DIR)
     check_config(cfg, training=not args.eval_only, resumes=resumes)
     if not (args.eval_only or args.resume):
         check_output_folder(cfg.OUTPUT_DIR)
@@ -162,7 +163,7 @@ def check_output_folder(folder: str) -> None:
             tempfile.TemporaryDirectory(dir=there).cleanup()
         except OSError as error:
             raise InputError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror}): name another one") from error
-    if PathManager.exists(os.path.join(folder, "last_checkpoint")):
+    if holds_training(folder):
         raise InputError(
             f"OUTPUT_DIR {folder} holds the checkpoints of an earlier training: go on with --resume, or name "
             "another folder, as in OUTPUT_DIR output/second"

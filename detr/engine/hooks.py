@@ -11,8 +11,10 @@ from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils.events import EventWriter
 
+from detr.checkpoint.files import damage
 from detr.engine.early_stopping import EarlyStopping
 from detr.engine.run_writers import RunWriter
+from detr.whole_files import copy_whole
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +79,29 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
     def step(self, iteration: int, **kwargs: Any) -> None:
         """Saves where the period, an evaluation or a milestone asks for it, and deletes the oldest of too many."""
-        done = int(iteration) + 1
-        period, max_to_keep = self.period, self.max_to_keep
+        iteration = int(iteration)
+        done, is_last = iteration + 1, self.max_iter is not None and iteration + 1 >= self.max_iter
         evaluated = self.evaluation_period > 0 and done % self.evaluation_period == 0 and done != self.max_iter
-        if evaluated or done in self.milestones:
-            self.period = 1
-        if done in self.milestones:
-            self.max_to_keep = None
-        super().step(iteration, **kwargs)
-        self.period, self.max_to_keep = period, max_to_keep
+        if done % self.period == 0 or evaluated or done in self.milestones:
+            name = f"{self.file_prefix}_{iteration:07d}"
+            self.checkpointer.save(name, iteration=iteration, **kwargs)
+            if self.max_to_keep is not None and done not in self.milestones:
+                self._delete_oldest(os.path.join(self.checkpointer.save_dir, f"{name}.pth"))
+        if is_last:
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=iteration, **kwargs)
+
+    def _delete_oldest(self, new: str) -> None:
+        """Deletes none before the new one was read again: an earlier one may be the last that is whole."""
+        self.recent_checkpoints.append(new)
+        if len(self.recent_checkpoints) <= (self.max_to_keep or 0):
+            return
+        if "://" not in new and (reason := damage(new)):
+            logger.warning("%s: no earlier checkpoint is deleted", reason)
+            return
+        while len(self.recent_checkpoints) > (self.max_to_keep or 0):
+            old = self.recent_checkpoints.pop(0)
+            if self.path_manager.exists(old):
+                self.path_manager.rm(old)
 
 
 class EvalHook(hooks.EvalHook):
@@ -146,7 +162,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         folder, files = self._checkpointer.save_dir, self._checkpointer.path_manager
         final = os.path.join(folder, "model_final.pth")
         if files.isfile(final):
-            files.copy(final, os.path.join(folder, f"{self._file_prefix}.pth"), overwrite=True)
+            copy_whole(final, os.path.join(folder, f"{self._file_prefix}.pth"), files)
 
     def _improve(self, iteration: int) -> bool:
         """Whether the metric's latest value is better than the best so far, which it then becomes."""
