@@ -1,5 +1,6 @@
 """Random numbers that depend on what is computed, and not on what was computed before."""
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,13 @@ def preserved() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def use_deterministic_operations() -> None:
+    """Lets torch compute on a GPU in ways that give the same result each time, and warn where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _seed_cpu(key: tuple[int, ...]) -> int:

@@ -57,14 +57,12 @@ class Losses(HookBase):
         model.register_forward_hook(self.record)
 
     def record(self, model: torch.nn.Module, inputs: Any, losses: Any) -> None:
-        if model.training:
-            self.losses = {name: float(x).hex() for name, x in losses.items()}
-            self.images = [x["file_name"] for x in inputs[0]]
-
-    def after_step(self) -> None:
-        line = {"iteration": self.trainer.iter, "images": self.images, **self.losses}
+        if not model.training:
+            return
+        images = [x["file_name"] for x in inputs[0]]
+        values = {name: float(x.detach()).hex() for name, x in losses.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"iteration": self.trainer.iter, "images": images, **values}) + "\n")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
