@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+_CONTROL = re.compile(r"[\0-\x1f\x7f]+")
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 DISK = os.EX_IOERR  # 74, where a file could not be written
 
@@ -14,8 +16,12 @@ DISK = os.EX_IOERR  # 74, where a file could not be written
 class InputError(ValueError):
     """Bad input: a config, a data set, a file.
 
-    Its message names what is wrong, where, and what to do, in one line.
+    Its message names what is wrong, where, and what to do, in one line: line breaks and other control characters, which
+    names and values from a file may have, become spaces.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_CONTROL.sub(" ", message))
 
 
 class DiskError(InputError):

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is reported where the disk is full or fails."""
+"""Files that appear whole or not at all, and what is reported where a disk is full or fails."""
 
 import contextlib
 import errno
@@ -69,7 +69,7 @@ def remove_leftovers(folder: str) -> None:
 
 @contextlib.contextmanager
 def cannot_write(path: str) -> Iterator[None]:
-    """Around the writing of a file, or into a folder: turns its errors into an InputError that names it.
+    """Around the writing of a file: turns its errors into an InputError that names it.
 
     Where the disk is full, has failed or became read-only, that is a DiskError. Other exceptions pass.
     """
@@ -78,24 +78,41 @@ def cannot_write(path: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if (cause := _disk_error(error)) is not None:
-            raise DiskError(
-                f"cannot write {path} ({cause.strerror}{_free(path)}): free some space or name another folder; earlier "
-                "files are whole, and a training goes on from them with --resume"
-            ) from error
+        if (cause := disk_error(error)) is not None:
+            raise _named(cause, path) from error
         if isinstance(error, OSError):
             reason = error.strerror or error
             raise InputError(f"cannot write {path} ({reason}): name another place, or make it writable") from error
         raise
 
 
-def _disk_error(error: BaseException | None) -> OSError | None:
+@contextlib.contextmanager
+def name_disk_errors(path: str) -> Iterator[None]:
+    """Around work that writes into ``path``, among other things: an error of the disk becomes a DiskError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (cause := disk_error(error)) is None:
+            raise
+        raise _named(cause, cause.filename or path) from error
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
     """What the disk has said, in a chain of exceptions: torch raises one of its own after it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _OF_DISK:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _named(error: OSError, path: str) -> DiskError:
+    return DiskError(
+        f"cannot write {path} ({error.strerror}{_free(path)}): free some space, or name another folder; earlier files "
+        "are whole, and a training goes on from them with --resume"
+    )
 
 
 def _free(path: str) -> str:

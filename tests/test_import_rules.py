@@ -15,6 +15,7 @@ MAY_SEE_CFG = {
     "config.py",
     "config_checks.py",
     "config_node.py",
+    "config_values.py",
     "modeling/backbone.py",
     "modeling/card.py",
     "modeling/detectron2_backbones.py",

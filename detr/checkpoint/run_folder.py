@@ -44,7 +44,8 @@ def checkpoint_to_resume(folder: str, path_manager: Any = PathManager) -> tuple[
     elif candidates:
         reasons.append(f"{os.path.join(folder, LAST)} is missing")
     by_age = {path: _iteration(path) for path in candidates if os.path.basename(path) != named}
-    for path in sorted(by_age, key=lambda path: (by_age[path], not _is_numbered(path)), reverse=True):
+    # By name where the iteration cannot be read. Of the same iteration the best one was saved last.
+    for path in sorted(by_age, key=lambda path: (by_age[path], not _is_numbered(path), path), reverse=True):
         reason = damage(path) or ("" if by_age[path] >= 0 else f"{path} holds no state of a training")
         if not reason:
             return path, reasons

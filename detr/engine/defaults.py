@@ -22,13 +22,16 @@ from detr.checkpoint.run_folder import holds_training
 from detr.config import EXPORT_DESCRIPTION, add_detr_config
 from detr.config_checks import check_names
 from detr.config_node import settle_schedule
+from detr.config_values import check_values
 from detr.engine import terminal
+from detr.engine.disk_errors import expect_disk_errors
 from detr.engine.machine import fit_machine
 from detr.engine.options import merge_file, merge_options
 from detr.engine.registration import register_datasets
 from detr.engine.written_configs import keep_config, save_config
 from detr.errors import InputError, exit_with_one_line
 from detr.random_state import use_deterministic_operations
+from detr.whole_files import name_disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +91,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if verbose:
         terminal.end_quiet()
     kept = args.eval_only or resumes
-    with contextlib.nullcontext() if verbose else terminal.quiet_logging(), keep_config(cfg.OUTPUT_DIR, kept):
+    with (
+        name_disk_errors(cfg.OUTPUT_DIR),
+        contextlib.nullcontext() if verbose else terminal.quiet_logging(),
+        keep_config(cfg.OUTPUT_DIR, kept),
+    ):
         default_setup(cfg, args)  # writes config.yaml
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr")
+        expect_disk_errors()
     if args.eval_only:
         save_config(cfg, "eval")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
@@ -109,6 +117,7 @@ def check_config(cfg: CfgNode, *, training: bool, resumes: bool = False) -> None
 
     Raises InputError.
     """
+    check_values(cfg)
     check_names(cfg)
     exported = bool(cfg.MODEL.DETR.EXPORTED)
     if exported and training:

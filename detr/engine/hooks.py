@@ -1,20 +1,23 @@
 """Hooks of a training: when checkpoints and metrics are written, which checkpoints stay, when it is evaluated."""
 
+import contextlib
 import logging
-import math
 import os
 import re
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase, TrainerBase, hooks
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
 from detr.checkpoint.files import damage
 from detr.engine.early_stopping import EarlyStopping
 from detr.engine.run_writers import RunWriter
-from detr.whole_files import copy_whole
+from detr.errors import DiskError, InputError
+from detr.evaluation.best_metric import is_better
+from detr.whole_files import copy_whole, name_disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +122,9 @@ class EvalHook(hooks.EvalHook):
         return self._period > 0 and steps % self._period == 0
 
     def after_train(self) -> None:
-        self._eval_after_train = self._eval_after_train and self.evaluated != self.trainer.iter
+        # An error in the last step's hooks, as of a full disk, is not held up by an evaluation.
+        finished = self.trainer.iter >= self.trainer.max_iter
+        self._eval_after_train = self._eval_after_train and finished and self.evaluated != self.trainer.iter
         super().after_train()
 
 
@@ -129,7 +134,7 @@ class PeriodicWriter(hooks.PeriodicWriter):
     def __init__(self, writers: list[EventWriter], period: int = 20, *, evaluation_period: int = 0) -> None:
         """evaluation_period: as EvalHook's, which comes before this hook."""
         super().__init__(writers, period)
-        self._every, self._evaluation_period = period, evaluation_period
+        self._evaluation_period = evaluation_period
 
     def before_train(self) -> None:
         for writer in self._writers:
@@ -137,13 +142,41 @@ class PeriodicWriter(hooks.PeriodicWriter):
                 writer.start(resume=self.trainer.start_iter > 0)
 
     def after_step(self) -> None:
-        evaluated = self._evaluation_period > 0 and (self.trainer.iter + 1) % self._evaluation_period == 0
-        self._period = 1 if evaluated else self._every
-        super().after_step()
+        done, period = self.trainer.iter + 1, self._evaluation_period
+        if done % self._period == 0 or done == self.trainer.max_iter or (period > 0 and done % period == 0):
+            for writer in self._writers:
+                self._use(writer, writer.write)
+
+    def after_train(self) -> None:
+        """Of an error of the disk that ends the training, no second one is made."""
+        ends = isinstance(sys.exc_info()[1], DiskError)
+        with contextlib.suppress(InputError) if ends else contextlib.nullcontext():
+            for writer in self._writers:
+                self._use(writer, writer.write, writer.close)
+
+    def _use(self, writer: EventWriter, *actions: Callable[[], None]) -> None:
+        """Raises DiskError, which names the writer's files, where they cannot be written; all are then closed."""
+        try:
+            with name_disk_errors(_files_of(writer)):
+                for action in actions:
+                    action()
+        except InputError:
+            for other in self._writers:
+                with contextlib.suppress(OSError):
+                    other.close()
+            self._writers = []
+            raise
+
+
+def _files_of(writer: EventWriter) -> str:
+    """The file or folder that one of Detectron2's writers fills."""
+    if isinstance(writer, JSONWriter):
+        return str(writer._file_handle.name)
+    return str(writer._writer_args["log_dir"]) if isinstance(writer, TensorboardXWriter) else type(writer).__name__
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's, for a metric of which more is better; a resumed training goes on from the best value so far."""
+    """Detectron2's, by ``is_better``; a resumed training goes on from the best value so far of the same metric."""
 
     best_metric: float | None
     best_iter: int | None
@@ -168,16 +201,22 @@ class BestCheckpointer(hooks.BestCheckpointer):
         """Whether the metric's latest value is better than the best so far, which it then becomes."""
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is None:
-            logger.warning("no checkpoint is kept as the best: the evaluation gives no %s", self._val_metric)
+            names = sorted(name for name in self.trainer.storage.latest() if "/" in name or name.startswith("val_loss"))
+            logger.warning(
+                "no checkpoint is kept as the best: the evaluation gives no %s (TEST.BEST_METRIC). There are %s",
+                self._val_metric,
+                ", ".join(names) or "no results",
+            )
             return False
         value = float(latest[0])
-        if not math.isfinite(value) or (self.best_metric is not None and value <= self.best_metric):
+        if not is_better(self._val_metric, value, self.best_metric):
             return False
         self.best_metric, self.best_iter = value, iteration
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter, "metric": self._val_metric}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+        if state_dict.get("metric", self._val_metric) == self._val_metric:
+            self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
