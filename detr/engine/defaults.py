@@ -80,7 +80,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     if getattr(args, "deterministic", False):
         use_deterministic_operations()
-        cfg.SEED = max(cfg.SEED, 0)
+        cfg.SEED, cfg.CUDNN_BENCHMARK = max(cfg.SEED, 0), False
     resumes = bool(args.resume) and holds_training(cfg.OUTPUT_DIR)
     check_config(cfg, training=not args.eval_only, resumes=resumes)
     if not (args.eval_only or args.resume):
