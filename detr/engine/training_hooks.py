@@ -63,10 +63,11 @@ def _hooks_after_evaluation(trainer: Trainer) -> list[HookBase]:
     if not cfg.DATASETS.TEST or not period:
         return after
     metric = best_metric(cfg)
-    if comm.is_main_process() and is_detr(cfg):
-        after.append(BestCheckpointer(period, trainer.checkpointer, metric))
     if cfg.SOLVER.PATIENCE:
         after.append(
             EarlyStopping(patience=cfg.SOLVER.PATIENCE, period=period, metric=metric, checkpointer=trainer.checkpointer)
         )
+    if comm.is_main_process() and is_detr(cfg):
+        # The last, since its checkpoint holds what the others have made of the evaluation.
+        after.append(BestCheckpointer(period, trainer.checkpointer, metric))
     return after
