@@ -4,13 +4,14 @@ import logging
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import hooks
 from detectron2.utils.events import EventWriter
 
+from detr.engine.interruption import StopSignals
 from detr.engine.run_writers import RunWriter
 
 logger = logging.getLogger(__name__)
@@ -65,13 +66,18 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
 
 class EvalHook(hooks.EvalHook):
-    """Detectron2's; a training that ends early, at an evaluation, is not evaluated twice."""
+    """Detectron2's; a training that ends early, at an evaluation, is not evaluated twice. A signal ends it at once."""
 
     _eval_after_train: bool
     _evaluated = 0  # steps that were done at the last evaluation
 
+    def __init__(self, eval_period: int, eval_function: Callable[[], Any], *, signals: StopSignals) -> None:
+        super().__init__(eval_period, eval_function)
+        self._signals = signals
+
     def _do_eval(self) -> None:
-        super()._do_eval()
+        with self._signals.interruptible():
+            super()._do_eval()
         self._evaluated = self.trainer.iter + 1
 
     def after_train(self) -> None:

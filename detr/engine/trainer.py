@@ -26,6 +26,7 @@ from detr.engine import data_checks, solver, terminal
 from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
 from detr.engine.early_stopping import StoppableLoop, check_patience
+from detr.engine.interruption import StopSignals
 from detr.engine.progress import CountedTests
 from detr.engine.registration import register_datasets
 from detr.engine.run_writers import build_run_writers, check_logging
@@ -96,6 +97,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.signals = StopSignals()
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -137,13 +139,16 @@ class Trainer(DefaultTrainer, StoppableLoop):
     def train(self) -> dict[str, Any] | None:  # type: ignore[override]  # DefaultTrainer's signature
         """Trains, and returns the last evaluation's results where there are any.
 
+        Ctrl-C and SIGTERM end it after the step, saved, with StoppedTraining, which is a SystemExit.
+
         Before the first step, one image of each test set is evaluated, unless a subclass has its own ``test``.
         """
         cfg = self.cfg
         show_training(cfg, self.model, self.checkpointer, self.start_iter, self._test_images)
         if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
             evaluate_one_image(type(self), cfg, self.model)
-        super().train()  # type: ignore[call-arg]
+        with self.signals:
+            super().train()  # type: ignore[call-arg]
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:

@@ -13,6 +13,7 @@ from detr.engine import terminal
 from detr.engine.early_stopping import EarlyStopping
 from detr.engine.health import HealthHook
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
+from detr.engine.interruption import StopOnSignal
 from detr.engine.progress import TrainingProgress
 from detr.engine.validation_loss import validation_losses
 from detr.evaluation.evaluators import is_detr, main_metric
@@ -42,7 +43,9 @@ def _in_place_of(trainer: Trainer, hook: Any) -> list[HookBase | None]:
         )
         return [checkpointer]
     if type(hook) is hooks.EvalHook:
-        return [EvalHook(period, hook._func), *_hooks_after_evaluation(trainer)]
+        signals = trainer.signals
+        evaluation = EvalHook(period, hook._func, signals=signals)
+        return [StopOnSignal(signals), evaluation, *_hooks_after_evaluation(trainer)]
     if type(hook) is hooks.PeriodicWriter:
         writer = PeriodicWriter(hook._writers, hook._period, evaluation_period=period)
         # As the writer, in the main process only.
@@ -53,7 +56,8 @@ def _in_place_of(trainer: Trainer, hook: Any) -> list[HookBase | None]:
 def _hooks_after_evaluation(trainer: Trainer) -> list[HookBase]:
     cfg, period, after = trainer.cfg, trainer.cfg.TEST.EVAL_PERIOD, list[HookBase]()
     if trainer.loss_loaders:
-        after.append(EvalHook(period, partial(validation_losses, trainer.model, trainer.loss_loaders)))
+        losses = partial(validation_losses, trainer.model, trainer.loss_loaders)
+        after.append(EvalHook(period, losses, signals=trainer.signals))
     if not cfg.DATASETS.TEST or not period:
         return after
     metric = main_metric(cfg)
