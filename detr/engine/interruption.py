@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM during a training: the step is finished, the state saved, and the process ends with a status."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -47,14 +48,14 @@ class StopSignals:
         self.saved = ""  # what was saved for it, or is there anyway
         self.in_evaluation = False  # it has come while all steps so far were done
         self._is_interruptible = False
-        self._owner = 0  # process id
         self._first_interrupt = 0.0
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         self.requested, self.saved, self.in_evaluation = 0, "", False
-        self._owner, self._first_interrupt = os.getpid(), 0.0
+        self._first_interrupt = 0.0
         if threading.current_thread() is threading.main_thread():
+            _shield_workers()
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._earlier[signum] = signal.signal(signum, self._handle)
         return self
@@ -90,12 +91,6 @@ class StopSignals:
             self._is_interruptible = False
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:
-            # A data loader's worker is forked, and gets the terminal's Ctrl-C and Slurm's SIGTERM too. It works on,
-            # since the step needs its images; the next SIGTERM is its loader's, and ends it.
-            if signum == signal.SIGTERM:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            return
         now = time.monotonic()
         if signum == signal.SIGINT:
             self._first_interrupt = self._first_interrupt or now
@@ -172,6 +167,29 @@ class StopOnSignal(HookBase):
             periodic.step(iteration)
             periodic.period = period
         self.signals.saved = checkpointer.get_checkpoint_file()
+
+
+@functools.cache
+def _shield_workers() -> None:
+    """Data loaders' workers, which are forked, get the terminal's Ctrl-C too, and SIGTERM from Slurm and torchrun.
+
+    They work on, since the step needs their images, and end where their loader tells them to.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def shield() -> None:
+        if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), StopSignals):  # a training runs
+            signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+            # Not by handlers of Python's: torch sets one in C, which obeys whoever sends a SIGTERM.
+            threading.Thread(target=obey, args=(os.getppid(),), daemon=True).start()
+
+    def obey(loader: int) -> None:
+        while True:
+            received = signal.sigwaitinfo(signals)
+            if received.si_signo == signal.SIGTERM and received.si_pid == loader:
+                os._exit(0)
+
+    os.register_at_fork(after_in_child=shield)
 
 
 def is_lost_connection(error: BaseException) -> bool:
