@@ -8,6 +8,9 @@ python tools/submit_slurm.py --cluster local --processes 2 -- --config-file CFG 
 What is behind -- goes to train_net.py. A new training needs an OUTPUT_DIR without checkpoints; --resume goes on.
 """
 
+import detr  # noqa: F401  first: else importing Detectron2 warns of torch.jit
+
+# isort: split
 import argparse
 import os
 import shlex
@@ -15,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +60,10 @@ class Training:
         command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc_per_node", str(self.processes)]
         command += ["--shutdown_timeout", str(SAVING), str(ROOT / "train_net.py"), "--resume", *self.arguments]
         print(shlex.join(command), flush=True)
-        self.torchrun = subprocess.Popen(command)
+        warning = getattr(
+            signal, f"SIG{job.USR_SIG}"
+        )  # Slurm sends it to all processes, and it would end those of torch
+        self.torchrun = subprocess.Popen(command, preexec_fn=partial(signal.signal, warning, signal.SIG_IGN))
         try:
             while self.torchrun.poll() is None:  # and not wait(), whose lock `checkpoint` could not get
                 time.sleep(0.5)

@@ -26,6 +26,7 @@ from detr.engine import data_checks, solver, terminal
 from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
 from detr.engine.early_stopping import StoppableLoop, check_patience
+from detr.engine.folder_lock import lock_folder
 from detr.engine.interruption import StopSignals
 from detr.engine.progress import CountedTests
 from detr.engine.registration import register_datasets
@@ -144,6 +145,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
         Before the first step, one image of each test set is evaluated, unless a subclass has its own ``test``.
         """
         cfg = self.cfg
+        data_checks.on_main_process(partial(lock_folder, cfg.OUTPUT_DIR))  # for scripts without `setup`
         show_training(cfg, self.model, self.checkpointer, self.start_iter, self._test_images)
         if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
             evaluate_one_image(type(self), cfg, self.model)
