@@ -11,7 +11,7 @@ from detectron2.checkpoint import Checkpointer
 from detectron2.engine import hooks
 from detectron2.utils.events import EventWriter
 
-from detr.engine.interruption import StopSignals
+from detr.engine.interruption import StoppedTraining, StopSignals
 from detr.engine.run_writers import RunWriter
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,13 @@ class EvalHook(hooks.EvalHook):
 
     def after_train(self) -> None:
         self._eval_after_train = self._eval_after_train and self._evaluated != self.trainer.iter
-        super().after_train()
+        try:
+            super().after_train()
+        except StoppedTraining:
+            for hook in self.trainer._hooks:  # Detectron2 calls no further hook; the writers have metrics to write
+                if isinstance(hook, hooks.PeriodicWriter):
+                    hook.after_train()
+            raise
 
 
 class PeriodicWriter(hooks.PeriodicWriter):

@@ -49,7 +49,8 @@ def test_a_second_training_is_refused_until_the_first_is_gone(tmp_path, other_tr
     assert (tmp_path / LOCK).read_text().startswith(f"pid {os.getpid()} on ")
 
 
-def test_a_trainer_without_setup_takes_the_lock_too(shapes_root, run_config, tmp_path, other_training):
+@pytest.mark.usefixtures("shapes_root", "writers_are_closed")
+def test_a_trainer_without_setup_takes_the_lock_too(run_config, tmp_path, other_training):
     with pytest.raises(InputError, match=f"pid {other_training} "):
         Trainer(run_config({"OUTPUT_DIR": tmp_path})).train()
 
