@@ -6,7 +6,7 @@ SETUP := PYTHON='$(PYTHON)' PYTHON_CHOSEN='$(filter-out file,$(origin PYTHON))' 
 BIN := .venv/bin
 SCRIPTS := $(wildcard train_net.py converter.py demo.py hubconf.py tools/*.py)
 
-.PHONY: help env oracle demo demo-panoptic test test-fast test-head checkout lint bench format clean distclean sweep
+.PHONY: help env oracle demo demo-panoptic test test-fast test-head checkout lint bench soak format clean distclean sweep
 
 help:
 	@echo 'make demo       trains a small DETR on drawn shapes and shows what it finds'
@@ -17,6 +17,7 @@ help:
 	@echo '                compiled or installed, its Python sources come before those in .venv'
 	@echo 'make bench      how fast, beside its peers: benchmarks/RESULTS.md, 45 minutes on two cores'
 	@echo '                (ARGS="inference losses" measures some parts, ARGS=--list names them)'
+	@echo 'make soak       an hour of training, killing and resuming (MINUTES=5 is shorter)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     ruff, with its corrections written'
 	@echo 'make env        builds .venv: torch, Detectron2 and the rest; the others call it'
@@ -53,6 +54,9 @@ checkout:
 
 bench: env oracle
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: env
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),60) $(ARGS)
 
 lint: env
 	$(BIN)/python -m ruff check .

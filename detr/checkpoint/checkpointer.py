@@ -2,8 +2,7 @@
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -13,19 +12,22 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from detr.checkpoint.class_rows import plan_rows, take_rows
 from detr.checkpoint.compatibility import check_weights_fit
-from detr.checkpoint.files import load_file, weights_in_folder
+from detr.checkpoint.files import load_file, save_file, save_text, weights_in_folder
 from detr.checkpoint.formats import DETECTRON2
 from detr.checkpoint.hub import local_path
+from detr.checkpoint.loaded_keys import part_of, report_keys
 from detr.checkpoint.model_info import class_names, compare, heads_of, info_of
 from detr.checkpoint.options import split_options
 from detr.checkpoint.resume import check_resume
 from detr.checkpoint.rows import fit, fit_training_queries, is_for_training
-from detr.checkpoint.source import Source, as_note, read, source_of
+from detr.checkpoint.run_folder import LAST, checkpoint_to_resume, choose_for_all_ranks, holds_training
+from detr.checkpoint.source import Source, as_note, source_of
 from detr.checkpoint.wrappers import unwrapped_names
 from detr.errors import InputError
 from detr.modeling.card import ModelCard
 from detr.modeling.meta_arch import Detr
 from detr.modeling.timm_backbone import load_pretrained
+from detr.whole_files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +52,30 @@ class DetrCheckpointer(DetectionCheckpointer):
         """As Detectron2's, which unwraps DistributedDataParallel; a compiled model is unwrapped too."""
         super().__init__(_unwrapped(model), save_dir, **kwargs)
 
+    def has_checkpoint(self) -> bool:
+        """Whether a training has left checkpoints in the folder, also where ``last_checkpoint`` is missing."""
+        return holds_training(self.save_dir, self.path_manager)
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint to go on from: the one that ``last_checkpoint`` names, or the newest one that is whole.
+
+        Raises InputError where there are checkpoints, and none is whole.
+        """
+        return checkpoint_to_resume(self.save_dir, self.path_manager)[0]
+
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As Detectron2's. Raises InputError where a checkpoint to resume from is another model's or lacks a part."""
-        self._resumes = resume and self.has_checkpoint()
+        """As Detectron2's; warns where the last checkpoint is damaged or missing, and the one before is taken.
+
+        Raises InputError where a checkpoint to resume from is another model's or lacks a part.
+        """
+        last = choose_for_all_ranks(self.save_dir, self.path_manager) if resume else ""
+        if self.save_to_disk and self.checkpointables:  # not in an evaluation, beside which a training may write
+            remove_leftovers(self.save_dir)
+        self._resumes = bool(last)
         try:
-            loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
+            return self.load(last) if last else self.load(path, checkpointables=[])
         finally:
             self._resumes = False
-        return loaded
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Raises InputError for weights that cannot be had or read, or that do not belong to this model.
@@ -87,10 +105,23 @@ class DetrCheckpointer(DetectionCheckpointer):
         return loaded
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As Detectron2's, with a note on what the tensors of a ``Detr`` do not show."""
-        if isinstance(self.model, Detr):
-            kwargs |= as_note(info_of(self.model))
-        super().save(name, **kwargs)
+        """As Detectron2's, with a note on what the tensors of a ``Detr`` do not show; the file is whole or not there.
+
+        Raises InputError where it cannot be written, DiskError where the disk is full; all earlier files stay as they
+        are, and ``last_checkpoint`` names the one before.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        note = as_note(info_of(self.model)) if isinstance(self.model, Detr) else {}
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        save_file({"model": self.model.state_dict(), **parts, **kwargs, **note}, path, self.path_manager)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As Detectron2's, in one step."""
+        save_text(last_filename_basename, os.path.join(self.save_dir, LAST), self.path_manager)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # Detectron2 reads these two kinds with an unpickler that runs any code in them.
@@ -122,8 +153,11 @@ class DetrCheckpointer(DetectionCheckpointer):
             if self._options.weights:
                 raise InputError(f"{f}: ?weights={self._options.weights} is for weights of a Detr; leave it out")
             return load_file(f)
+        content = load_file(f)
         # What goes on with an optimizer's state are the weights that it belongs to, never their average.
-        source = read(f, weights="model" if self._resumes else self._options.weights, is_own=self._is_own)
+        goes_on = self._resumes or not self._restored.keys().isdisjoint(content)
+        weights = "model" if self._resumes else self._options.weights or ("model" if goes_on else None)
+        source = source_of(f, content, weights, self._is_own)
         return self._understood(source) or {**source.rest, "model": source.state}
 
     def _is_own(self, state: Mapping[str, Any]) -> bool:
@@ -217,7 +251,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         state, more = fit(state, plain)
         lines += more
         parts = {line.partition(":")[0] for line in lines}
-        self._partial = {key for key, name in names.items() if _part(name) in parts}
+        self._partial = {key for key, name in names.items() if part_of(name) in parts}
         self.reinitialized += lines
         own_names = {name: key for key, name in names.items()}
         return {own_names.get(name, name): value for name, value in state.items()}
@@ -226,24 +260,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         if not isinstance(self.model, Detr):
             super()._log_incompatible_keys(incompatible)
             return
-        # Where the counters of batch norms are missing, torch sets some and reports others: they are no weights.
-        # What is for training alone was reported before.
-        own, missing = (
-            [key for key in keys if not key.endswith("num_batches_tracked") and not is_for_training(key)]
-            for keys in (self.model.state_dict(), incompatible.missing_keys)
-        )
-        loaded = set(own).difference(missing, self._partial)
-        logger.info("loaded %d of the model's %d tensors", len(loaded), len(own))
-        total = Counter(map(_part, own))
-        for part, keys in _by_part(missing).items():
-            if len(keys) == total[part]:
-                line = f"{part} is re-initialized: the weights hold none of its {len(keys)} tensors"
-            else:
-                line = f"{part}: {len(keys)} of its {total[part]} tensors are re-initialized: {_few(keys)}"
-            logger.warning(line)
-            self.reinitialized.append(line)
-        for part, keys in _by_part(incompatible.unexpected_keys).items():
-            logger.warning("%s: %d tensors of the weights are not in this model: %s", part, len(keys), _few(keys))
+        self.reinitialized += report_keys(self.model.state_dict(), incompatible, self._partial)
 
 
 def serve_detectron2() -> None:
@@ -272,20 +289,3 @@ def _unwrapped(model: Any) -> Any:
         if inner is None:
             return model
         model = inner
-
-
-def _part(key: str) -> str:
-    """``transformer.decoder``, ``mask_head`` ...: what a user would call the part that a key belongs to."""
-    first, _, rest = key.partition(".")
-    return f"{first}.{rest.partition('.')[0]}" if first == "transformer" else first
-
-
-def _by_part(keys: Iterable[str]) -> dict[str, list[str]]:
-    parts: dict[str, list[str]] = {}
-    for key in keys:
-        parts.setdefault(_part(key), []).append(key)
-    return parts
-
-
-def _few(keys: list[str]) -> str:
-    return ", ".join(keys[:2]) + (" ..." if len(keys) > 2 else "")

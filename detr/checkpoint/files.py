@@ -9,15 +9,18 @@ import pickle
 import re
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from detectron2.utils.file_io import PathManager
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 
 from detr.errors import InputError
+from detr.whole_files import cannot_write, whole_file
 
 # In a folder of transformers', by preference; those with an index are split into several files.
 WEIGHTS_IN_FOLDER = (
@@ -28,6 +31,8 @@ WEIGHTS_IN_FOLDER = (
 )
 
 WEIGHTS_OF_RUN = ("model_best.pth", "model_final.pth")  # by preference
+
+_FOLDER = 0x10  # in an entry's attributes in a zip file
 
 # What the pickles of Detectron2's model zoo hold: numpy arrays and plain values.
 _NUMPY = {
@@ -46,10 +51,7 @@ def load_file(path: str, *, unsafe: bool = False) -> dict[str, Any]:
     hold. ``unsafe`` unpickles whatever a .pth asks for, which runs any code that is in it. Raises
     InputError for a file that is missing, unreadable, no dict or asks for other classes.
     """
-    if not os.path.isfile(path):
-        raise InputError(f"the weights file {path} does not exist")
-    if os.path.getsize(path) == 0:
-        raise InputError(f"{path} is empty: it holds no checkpoint")
+    _check_is_there(path)
     try:
         content = _reader(path, unsafe)(path)
     except InputError:  # of a part of the checkpoint
@@ -69,6 +71,52 @@ def load_file(path: str, *, unsafe: bool = False) -> dict[str, Any]:
     return content
 
 
+def damage(path: str) -> str | None:
+    """Why a checkpoint file is not as it was written, in a sentence that names it; None where it seems whole.
+
+    A zip file, as torch has written since 1.6, is compared with its checksums. One of another kind is loaded.
+    """
+    try:
+        _check_is_there(path)
+        if zipfile.is_zipfile(path):
+            _check_sums(path)
+        else:
+            load_file(path)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _check_is_there(path: str) -> None:
+    if not os.path.isfile(path):
+        raise InputError(f"the weights file {path} does not exist")
+    if os.path.getsize(path) == 0:
+        raise InputError(f"{path} is empty: it holds no checkpoint")
+
+
+def _check_sums(path: str) -> None:
+    """Raises InputError where an entry of a zip file is not what its CRC-32 says, which torch does not look at."""
+    stat = os.stat(path)
+    if part := _damaged_part(path, stat.st_size, stat.st_mtime_ns):
+        raise InputError(f"{path} is damaged: {part}; take another copy of it, or an earlier checkpoint")
+
+
+@functools.lru_cache  # what a training goes on from is chosen, shown and loaded
+def _damaged_part(path: str, size: int, time: int) -> str:
+    """size, time: of the file, so that it is read again after it was written again."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+            # Of what is marked as a folder, torch reads nothing and returns memory as it was.
+            if folders := [entry.filename for entry in entries if entry.external_attr & _FOLDER]:
+                return f"it has the folder {folders[0]} in place of a tensor"
+            has_sums = any(entry.CRC for entry in entries)  # torch can be set not to write them
+            name = file.testzip() if has_sums else None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError) as error:
+        return f"it is no whole zip file ({error})"
+    return f"the checksum of {name} does not fit its content" if name else ""
+
+
 def _reader(path: str, unsafe: bool) -> Callable[[str], Any]:
     if path.endswith(".safetensors"):
         return load_safetensors
@@ -81,6 +129,8 @@ def _reader(path: str, unsafe: bool) -> Callable[[str], Any]:
 
 def _load_torch(path: str) -> Any:
     _check_kind(path)
+    if zipfile.is_zipfile(path):
+        _check_sums(path)
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -167,17 +217,13 @@ def sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def save_file(content: dict[str, Any], path: str) -> None:
+def save_file(content: dict[str, Any], path: str, path_manager: Any = PathManager) -> None:
     """Writes a checkpoint in one step: a file of that name is always whole.
 
     Raises InputError where it cannot be written.
     """
-    path = os.path.realpath(path)  # a link stays one
-    with _place_for(path) as temporary:
-        new = os.path.join(temporary, "new")
-        with open(new, "wb") as file:
-            torch.save(content, file)
-        os.replace(new, path)
+    with whole_file(path, path_manager=path_manager) as file:
+        torch.save(content, file)
 
 
 def weights_of_run(folder: str) -> str:
@@ -186,14 +232,10 @@ def weights_of_run(folder: str) -> str:
     return next(filter(os.path.isfile, paths), "")
 
 
-def save_text(text: str, path: str) -> None:
+def save_text(text: str, path: str, path_manager: Any = PathManager) -> None:
     """As ``save_file``, for text in UTF-8."""
-    path = os.path.realpath(path)
-    with _place_for(path) as temporary:
-        new = os.path.join(temporary, "new")
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(new, path)
+    with whole_file(path, "w", path_manager) as file:
+        file.write(text)
 
 
 def save_folder(write: Callable[[str], None], path: str) -> None:
@@ -221,9 +263,9 @@ def _place_for(path: str) -> Iterator[str]:
     """A folder beside ``path``, on the same disk, that is gone afterwards."""
     parent, name = os.path.split(path)
     try:
-        os.makedirs(parent, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as temporary:
-            yield temporary
-    except (OSError, SafetensorError) as error:  # safetensors wraps the errors of the disk
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write {path} ({reason}): name another place, or make room there") from error
+        with cannot_write(path):
+            os.makedirs(parent, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.") as temporary:
+                yield temporary
+    except SafetensorError as error:  # it wraps the errors of the disk
+        raise InputError(f"cannot write {path} ({error}): name another place, or free some space there") from error

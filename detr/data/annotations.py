@@ -22,6 +22,7 @@ PATH = re.compile(r"[^\0-\x1f]{1,1024}")  # what a message shows in one line
 ABSOLUTE = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 RELATIVE = {BoxMode.XYXY_REL: BoxMode.XYXY_ABS, BoxMode.XYWH_REL: BoxMode.XYWH_ABS}
 LARGEST_LABEL = 2**31  # no integer of a larger size fits into every array
+MOST_PIXELS = 2**31 - 1  # of an image; pycocotools counts those of a mask in 32 bits
 REACH = 10  # how many times the image's larger side a coordinate may come to
 
 
@@ -111,6 +112,10 @@ def clean_image(x: dict[str, Any], where: str = "an image") -> dict[str, Any]:
         if number is None or not 1 <= number < 2**31:
             raise InputError(f"{name} has the {key} {shown(value)}: it must be a number of pixels, at least 1")
         x[key] = number
+    if x.get("height", 1) * x.get("width", 1) > MOST_PIXELS:
+        raise InputError(
+            f"{name} has the height {x['height']} and the width {x['width']}: an image must have less than 2**31 pixels"
+        )
     x.setdefault("segments_info" if "segments_info" in x else "annotations", None)
     for key in {"segments_info", "annotations"} & x.keys():
         values = x[key]

@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
 from detr.data.annotations import as_whole_number, shown
+from detr.data.images import check_regular
 from detr.errors import InputError
 
 Content = dict[str, Any]
@@ -20,6 +21,7 @@ LARGEST_ID = 2**63  # numpy has no integers from here on, and rounds them
 
 def read_json(path: str) -> Any:
     """A JSON file's content. Raises InputError where it cannot be read."""
+    check_regular(path)
     try:
         with PathManager.open(path) as file:
             return json.load(file)
@@ -41,8 +43,11 @@ def read_lists(path: str, optional: str = "annotations") -> Content:
         entries = content.get(kind)
         if kind == optional and kind not in content:
             continue
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        if not isinstance(entries, list):
             raise InputError(f"{path} has {kind} {shown(entries)}: it must be a list of dicts")
+        if not {*map(type, entries)} <= {dict}:
+            index = next(i for i, entry in enumerate(entries) if not isinstance(entry, dict))
+            raise InputError(f"{path}: number {index} of the {kind} is {shown(entries[index])}: it must be a dict")
     return content
 
 

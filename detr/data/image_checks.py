@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from detr.data.dataset_mapper import size_problem
-from detr.data.images import range_problem, upright_size
+from detr.data.images import check_regular, range_problem, upright_size
 from detr.data.loading import path_hint
 from detr.data.panoptic_mapper import has_known_area, png_size_problem, read_segment_ids, segment_masks
 from detr.errors import InputError
@@ -80,6 +80,7 @@ def _header_problem(x: dict[str, Any], panoptic: bool) -> str | None:
     if "://" in path:
         return None  # would need a download; the mapper checks it when it reads the image
     try:
+        check_regular(path)
         # Given a path, PIL maps a TIFF that it should turn into memory, and turns it twice.
         with open(path, "rb") as file, Image.open(file) as image:
             problem = range_problem(path, image)
@@ -92,8 +93,11 @@ def _header_problem(x: dict[str, Any], panoptic: bool) -> str | None:
         if problem or not panoptic:
             return problem
         path = x["pan_seg_file_name"]
+        check_regular(path)
         with Image.open(path) as png:
             return png_size_problem(x, png.size, (width, height))
+    except InputError as error:
+        return str(error)
     except Exception as error:  # PIL raises many kinds for broken files
         reason = str(error).replace(f"<_io.BufferedReader name={path!r}>", "").replace(repr(path), "").strip()
         return f"cannot read the image {path} ({reason}): restore the file or take it out of the annotations"

@@ -1,5 +1,7 @@
 """Image files of every kind as the network takes them: upright, in INPUT.FORMAT, black at 0 and white at 255."""
 
+import os
+
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
@@ -24,6 +26,7 @@ def read_image(path: str, image_format: str) -> np.ndarray:
     and what to do, where it cannot be read and where the range of its pixels is not known.
     """
     try:
+        check_regular(path)
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
             return to_pixels(image, image_format, path)
     except InputError:
@@ -33,6 +36,12 @@ def read_image(path: str, image_format: str) -> np.ndarray:
             f"cannot read the image {path} ({type(error).__name__}: {error}): restore the file or take it out of "
             "the annotations"
         ) from error
+
+
+def check_regular(path: str) -> None:
+    """Raises InputError for a pipe or a device, of which reading would have no end. Other problems are left to it."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"{path} is a pipe or a device, and not a file: name a file")
 
 
 def to_pixels(image: Image.Image, image_format: str, path: str) -> np.ndarray:
@@ -70,6 +79,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def size_in_file(path: str) -> tuple[int, int] | None:
     """(width, height) of an image file as ``read_image`` gives it; None where it cannot be opened."""
     try:
+        check_regular(path)
         # Given a path, PIL maps a TIFF that it should turn into memory, and turns it twice.
         with open(path, "rb") as file, Image.open(file) as image:
             return upright_size(image)

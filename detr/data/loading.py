@@ -14,6 +14,7 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detr.data.annotations import clean_dicts, shown
 from detr.data.coco_file import as_id, class_ids, coco_dicts, read_coco
 from detr.data.metadata import is_panoptic
+from detr.data.panoptic_file import check_panoptic_file
 from detr.data.shapes import SHAPES, ensure_shapes
 from detr.errors import InputError
 
@@ -78,11 +79,20 @@ def _named_errors(*names: str) -> Iterator[None]:
             f"{error.name}"
         ) from error
     except Exception as error:  # the loader may be the user's own, and raise anything
+        for name in filter(_has_panoptic_file, names):
+            metadata = MetadataCatalog.get(name)
+            ids = [metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {} for kind in ("thing", "stuff")]
+            check_panoptic_file(metadata.panoptic_json, {*ids[0], *ids[1]})
         files = ", ".join(map(_annotation_file, names))
         raise InputError(
             f"the data set {', '.join(names)} cannot be loaded ({_reason(error)}): check that its annotations "
             f"({files}) are whole, and that images, annotations and categories refer to each other's ids"
         ) from error
+
+
+def _has_panoptic_file(name: str) -> bool:
+    """Whether Detectron2's loader reads it from a panoptic JSON."""
+    return getattr(DatasetCatalog[name], "__module__", "") == "detectron2.data.datasets.coco_panoptic"
 
 
 def _is_loaded_by_detectron2(name: str) -> bool:

@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from detr.data.annotations import REACH, as_whole_number, shown
+from detr.data.annotations import MOST_PIXELS, REACH, as_whole_number, shown
 from detr.errors import InputError
 
 Size = tuple[float, float]
+
+# pycocotools walks along a border in steps of a fifth of a pixel, counts them in 32 bits and does not look for an
+# overflow: what is larger would fill the memory, or end the process.
+FARTHEST = 1e8  # coordinate of a polygon
+LONGEST = 4e6  # border of a polygon
 
 NO_CLASS = 255  # in a map of classes, as Detectron2 marks pixels without a label
 
@@ -144,9 +149,18 @@ def _read_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
     for polygon in flat:
         if polygon.dtype.kind not in "iuf" or len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(polygon).all():
             raise ValueError(f"a polygon with the {len(polygon)} numbers {shown(polygon[:8].tolist())}")
-        if np.abs(polygon).max() > REACH * max(size):  # far enough, pycocotools crashes
-            raise ValueError(f"a polygon reaches {shown(np.abs(polygon).max())} in an image of {size[1]} x {size[0]}")
+        reached = np.abs(polygon).max()
+        if reached > min(REACH * max(size), FARTHEST):
+            raise ValueError(f"a polygon reaches {shown(reached)} in an image of {size[1]} x {size[0]}")
+        if len(polygon) * float(reached) > LONGEST and (length := _length(polygon)) > LONGEST:
+            raise ValueError(f"a polygon with a border of {length:.0f} pixels in an image of {size[1]} x {size[0]}")
     return [polygon.tolist() for polygon in flat]
+
+
+def _length(polygon: np.ndarray) -> float:
+    """An upper bound of a border in pixels, as pycocotools walks it; polygon: (2 N,)."""
+    points = polygon.astype(float).reshape(-1, 2)
+    return float(np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum())
 
 
 def _read_rle(rle: dict[str, Any], size: Size) -> tuple[tuple[int, int], dict[str, Any]]:
@@ -154,6 +168,8 @@ def _read_rle(rle: dict[str, Any], size: Size) -> tuple[tuple[int, int], dict[st
     height, width = (_as_side(side) for side in rle["size"])
     if math.isfinite(sum(size)) and (height, width) != tuple(size):
         return (height, width), rle  # before anything is allocated
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"an RLE of {shown(height)} x {shown(width)} pixels")
     counts = rle["counts"]
     if isinstance(counts, (list, tuple)):
         if not all(isinstance(run, (int, np.integer)) and not isinstance(run, bool) and run >= 0 for run in counts):

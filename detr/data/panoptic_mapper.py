@@ -11,6 +11,7 @@ from PIL import Image
 
 from detr.data.annotations import check_labels
 from detr.data.dataset_mapper import DetrDatasetMapper
+from detr.data.images import check_regular
 from detr.errors import InputError
 
 VOID = 0  # the id of pixels that belong to no segment
@@ -76,9 +77,12 @@ def read_segment_ids(path: str) -> np.ndarray:
     Raises InputError where the file is missing or damaged.
     """
     try:
+        check_regular(path)
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
             mode = image.mode
             red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int32), -1, 0)
+    except InputError:
+        raise
     except Exception as error:  # PIL and the path handlers raise many kinds
         raise InputError(
             f"cannot read the panoptic PNG {path} ({type(error).__name__}: {error}): restore the file or take it out "

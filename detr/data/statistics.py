@@ -15,6 +15,10 @@ from detr.data.masks import count_bad_polygons
 
 SUSPICIOUS = 0.03  # the share of boxes that may be below a pixel or over the border without a warning
 
+# For hashes of rows: odd numbers without a pattern
+_ODD = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD,
+        0xC4CEB9FE1A85EC53)  # fmt: skip
+
 logger = logging.getLogger(__name__)
 
 Row = dict[str, int]
@@ -68,8 +72,31 @@ def box_statistics(
             len(flat),
             first,
         )
+    _warn_of_twins(name, dicts, flat, image, fates)
     _warn_of_convention(name, dicts, flat, image, fates, tiny | outside | fates.dropped, height, width)
     return rows
+
+
+def _warn_of_twins(
+    name: str, dicts: Sequence[dict[str, Any]], flat: Sequence[dict[str, Any]], image: np.ndarray, fates: Fates
+) -> None:
+    """Logs a warning for objects with image, class and box of another one, each of which needs a query of its own."""
+    where = np.flatnonzero(fates.objects)
+    labels = np.array([obj["category_id"] for obj in flat], dtype=np.int64)[where]
+    # Sorted by one number each, which is a hundred times faster than by rows; equal numbers are compared in full.
+    rows = np.concatenate([np.stack([image[where], labels], axis=1), fates.boxes[where].view(np.int32)], axis=1)
+    keys = (rows.astype(np.uint64) * np.array(_ODD, dtype=np.uint64)).sum(axis=1)
+    order = np.argsort(keys, kind="stable")
+    twins = order[1:][(rows[order[1:]] == rows[order[:-1]]).all(axis=1)]
+    if len(twins):
+        logger.warning(
+            "%s: %d of %d objects have the image, the class and the box of another one: is each annotated twice? The "
+            "first is in %s",
+            name,
+            len(twins),
+            len(where),
+            dicts[image[where[twins.min()]]]["file_name"],
+        )
 
 
 def segment_statistics(dicts: Sequence[dict[str, Any]], classes: Sequence[str] | None) -> Row:

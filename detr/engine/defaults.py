@@ -18,11 +18,14 @@ from detectron2.utils.logger import setup_logger
 from detr.checkpoint.files import weights_in_folder
 from detr.checkpoint.hub import TORCHVISION, ZOO, missing_hint, parse_zoo_path, torchvision_url
 from detr.checkpoint.options import split_options
+from detr.checkpoint.run_folder import holds_training
 from detr.config import EXPORT_DESCRIPTION, add_detr_config
 from detr.config_checks import check_names
 from detr.config_node import settle_schedule
+from detr.config_values import check_values
 from detr.engine import terminal
 from detr.engine.data_checks import on_main_process
+from detr.engine.disk_errors import expect_disk_errors
 from detr.engine.folder_lock import lock_folder
 from detr.engine.launching import launch
 from detr.engine.machine import fit_machine
@@ -30,6 +33,7 @@ from detr.engine.options import merge_file, merge_options
 from detr.engine.registration import register_datasets
 from detr.engine.written_configs import keep_config, save_config
 from detr.errors import InputError, exit_with_one_line
+from detr.whole_files import name_disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     a weights file that is missing, an unknown key or a wrong value.
     """
     cfg = load_config(args.config_file, args.opts)
-    resumes = bool(args.resume) and PathManager.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    resumes = bool(args.resume) and holds_training(cfg.OUTPUT_DIR)
     check_config(cfg, training=not args.eval_only, resumes=resumes)
     if not (args.eval_only or args.resume):
         check_output_folder(cfg.OUTPUT_DIR)
@@ -67,9 +71,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if verbose:
         terminal.end_quiet()
     kept = args.eval_only or resumes
-    with contextlib.nullcontext() if verbose else terminal.quiet_logging(), keep_config(cfg.OUTPUT_DIR, kept):
+    with (
+        name_disk_errors(cfg.OUTPUT_DIR),
+        contextlib.nullcontext() if verbose else terminal.quiet_logging(),
+        keep_config(cfg.OUTPUT_DIR, kept),
+    ):
         default_setup(cfg, args)  # writes config.yaml
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr")
+        expect_disk_errors()
     if args.eval_only:
         save_config(cfg, "eval")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
@@ -88,6 +97,7 @@ def check_config(cfg: CfgNode, *, training: bool, resumes: bool = False) -> None
 
     Raises InputError.
     """
+    check_values(cfg)
     check_names(cfg)
     exported = bool(cfg.MODEL.DETR.EXPORTED)
     if exported and training:
@@ -152,7 +162,7 @@ def check_output_folder(folder: str) -> None:
             tempfile.TemporaryDirectory(dir=there).cleanup()
         except OSError as error:
             raise InputError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror}): name another one") from error
-    if PathManager.exists(os.path.join(folder, "last_checkpoint")):
+    if holds_training(folder):
         raise InputError(
             f"OUTPUT_DIR {folder} holds the checkpoints of an earlier training: go on with --resume, or name "
             "another folder, as in OUTPUT_DIR output/second"

@@ -36,8 +36,10 @@ from detr.errors import InputError
 logger = logging.getLogger(__name__)
 
 
-def evaluate_one_image(trainer: type[DefaultTrainer], cfg: CfgNode, model: torch.nn.Module) -> None:
+def evaluate_one_image(trainer: type[DefaultTrainer], cfg: CfgNode, model: torch.nn.Module) -> set[str]:
     """Evaluates the model as ``trainer`` will, on one image a rank of each of ``cfg.DATASETS.TEST``.
+
+    Returns the names of the results, as they will be in the event storage; on the main process only.
 
     trainer: the class; its ``build_test_loader`` and ``build_evaluator`` are called with a copy of cfg whose OUTPUT_DIR
         is a temporary folder
@@ -71,6 +73,7 @@ def evaluate_one_image(trainer: type[DefaultTrainer], cfg: CfgNode, model: torch
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     logger.info("Evaluated one image in a dry run, in %.1f s: the evaluation works", time.perf_counter() - start)
+    return set(loop.storage.latest())
 
 
 def _with_folder(cfg: CfgNode, folder: str) -> CfgNode:

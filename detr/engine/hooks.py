@@ -1,18 +1,23 @@
 """Hooks of a training: when checkpoints and metrics are written, which checkpoints stay, when it is evaluated."""
 
+import contextlib
 import logging
-import math
 import os
 import re
+import sys
 from collections.abc import Callable, Collection
 from typing import Any
 
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import hooks
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
+from detr.checkpoint.files import damage
 from detr.engine.interruption import StoppedTraining, StopSignals
 from detr.engine.run_writers import RunWriter
+from detr.errors import DiskError, InputError
+from detr.evaluation.best_metric import is_better
+from detr.whole_files import copy_whole, name_disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +59,29 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
     def step(self, iteration: int, **kwargs: Any) -> None:
         """Saves where the period, an evaluation or a milestone asks for it, and deletes the oldest of too many."""
-        done = int(iteration) + 1
-        period, max_to_keep = self.period, self.max_to_keep
+        iteration = int(iteration)
+        done, is_last = iteration + 1, self.max_iter is not None and iteration + 1 >= self.max_iter
         evaluated = self.evaluation_period > 0 and done % self.evaluation_period == 0 and done != self.max_iter
-        if evaluated or done in self.milestones:
-            self.period = 1
-        if done in self.milestones:
-            self.max_to_keep = None
-        super().step(iteration, **kwargs)
-        self.period, self.max_to_keep = period, max_to_keep
+        if done % self.period == 0 or evaluated or done in self.milestones:
+            name = f"{self.file_prefix}_{iteration:07d}"
+            self.checkpointer.save(name, iteration=iteration, **kwargs)
+            if self.max_to_keep is not None and done not in self.milestones:
+                self._delete_oldest(os.path.join(self.checkpointer.save_dir, f"{name}.pth"))
+        if is_last:
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=iteration, **kwargs)
+
+    def _delete_oldest(self, new: str) -> None:
+        """Deletes none before the new one was read again: an earlier one may be the last that is whole."""
+        self.recent_checkpoints.append(new)
+        if len(self.recent_checkpoints) <= (self.max_to_keep or 0):
+            return
+        if "://" not in new and (reason := damage(new)):
+            logger.warning("%s: no earlier checkpoint is deleted", reason)
+            return
+        while len(self.recent_checkpoints) > (self.max_to_keep or 0):
+            old = self.recent_checkpoints.pop(0)
+            if self.path_manager.exists(old):
+                self.path_manager.rm(old)
 
 
 class EvalHook(hooks.EvalHook):
@@ -81,7 +100,9 @@ class EvalHook(hooks.EvalHook):
         self._evaluated = self.trainer.iter + 1
 
     def after_train(self) -> None:
-        self._eval_after_train = self._eval_after_train and self._evaluated != self.trainer.iter
+        # An error in the last step's hooks, as of a full disk, is not held up by an evaluation.
+        finished = self.trainer.iter >= self.trainer.max_iter
+        self._eval_after_train = self._eval_after_train and finished and self._evaluated != self.trainer.iter
         try:
             super().after_train()
         except StoppedTraining:
@@ -97,7 +118,7 @@ class PeriodicWriter(hooks.PeriodicWriter):
     def __init__(self, writers: list[EventWriter], period: int = 20, *, evaluation_period: int = 0) -> None:
         """evaluation_period: as EvalHook's, which comes before this hook."""
         super().__init__(writers, period)
-        self._every, self._evaluation_period = period, evaluation_period
+        self._evaluation_period = evaluation_period
 
     def before_train(self) -> None:
         for writer in self._writers:
@@ -105,13 +126,41 @@ class PeriodicWriter(hooks.PeriodicWriter):
                 writer.start(resume=self.trainer.start_iter > 0)
 
     def after_step(self) -> None:
-        evaluated = self._evaluation_period > 0 and (self.trainer.iter + 1) % self._evaluation_period == 0
-        self._period = 1 if evaluated else self._every
-        super().after_step()
+        done, period = self.trainer.iter + 1, self._evaluation_period
+        if done % self._period == 0 or done == self.trainer.max_iter or (period > 0 and done % period == 0):
+            for writer in self._writers:
+                self._use(writer, writer.write)
+
+    def after_train(self) -> None:
+        """Of an error of the disk that ends the training, no second one is made."""
+        ends = isinstance(sys.exc_info()[1], DiskError)
+        with contextlib.suppress(InputError) if ends else contextlib.nullcontext():
+            for writer in self._writers:
+                self._use(writer, writer.write, writer.close)
+
+    def _use(self, writer: EventWriter, *actions: Callable[[], None]) -> None:
+        """Raises DiskError, which names the writer's files, where they cannot be written; all are then closed."""
+        try:
+            with name_disk_errors(_files_of(writer)):
+                for action in actions:
+                    action()
+        except InputError:
+            for other in self._writers:
+                with contextlib.suppress(OSError):
+                    other.close()
+            self._writers = []
+            raise
+
+
+def _files_of(writer: EventWriter) -> str:
+    """The file or folder that one of Detectron2's writers fills."""
+    if isinstance(writer, JSONWriter):
+        return str(writer._file_handle.name)
+    return str(writer._writer_args["log_dir"]) if isinstance(writer, TensorboardXWriter) else type(writer).__name__
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's, for a metric of which more is better; a resumed training goes on from the best value so far."""
+    """Detectron2's, by ``is_better``; a resumed training goes on from the best value so far of the same metric."""
 
     best_metric: float | None
     best_iter: int | None
@@ -130,22 +179,28 @@ class BestCheckpointer(hooks.BestCheckpointer):
         folder, files = self._checkpointer.save_dir, self._checkpointer.path_manager
         final = os.path.join(folder, "model_final.pth")
         if files.isfile(final):
-            files.copy(final, os.path.join(folder, f"{self._file_prefix}.pth"), overwrite=True)
+            copy_whole(final, os.path.join(folder, f"{self._file_prefix}.pth"), files)
 
     def _improve(self, iteration: int) -> bool:
         """Whether the metric's latest value is better than the best so far, which it then becomes."""
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is None:
-            logger.warning("no checkpoint is kept as the best: the evaluation gives no %s", self._val_metric)
+            names = sorted(name for name in self.trainer.storage.latest() if "/" in name or name.startswith("val_loss"))
+            logger.warning(
+                "no checkpoint is kept as the best: the evaluation gives no %s (TEST.BEST_METRIC). There are %s",
+                self._val_metric,
+                ", ".join(names) or "no results",
+            )
             return False
         value = float(latest[0])
-        if not math.isfinite(value) or (self.best_metric is not None and value <= self.best_metric):
+        if not is_better(self._val_metric, value, self.best_metric):
             return False
         self.best_metric, self.best_iter = value, iteration
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter, "metric": self._val_metric}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+        if state_dict.get("metric", self._val_metric) == self._val_metric:
+            self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]

@@ -133,9 +133,6 @@ class StopOnSignal(HookBase):
         self.signals.requested = signum = self._agree(self.signals.requested)
         if not signum:
             return
-        for hook in self.trainer._hooks:
-            if isinstance(hook, hooks.EvalHook):
-                hook._eval_after_train = False
         self._save()
         comm.all_gather(None)  # a rank that ends has the others ended: not while the main process saves
         raise StoppedTraining(signum)

@@ -33,7 +33,7 @@ class TerminalHandler(logging.Handler):
         if text.startswith(_REPEATED):
             return
         # Of a Detr the start screen says what is re-initialized.
-        if record.name == "detr.checkpoint.checkpointer" and "re-initialized" in text:
+        if record.name.startswith("detr.checkpoint.") and "re-initialized" in text:
             return
         if not record.name.startswith("detr."):
             text = textwrap.shorten(text, LONGEST, placeholder=" ... (the rest is in log.txt)")

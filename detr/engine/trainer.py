@@ -35,12 +35,16 @@ from detr.engine.schedule_checks import DataSizes, schedule_warnings
 from detr.engine.start_screen import report_data, show_evaluation, show_training
 from detr.engine.training_hooks import training_hooks
 from detr.engine.training_loader import build_detr_loader, keep_for_loader
-from detr.engine.training_step import build_step
+from detr.engine.training_step import build_step, check_precision
 from detr.engine.validation_loss import build_loss_loader, check_loss
+from detr.engine.weight_average import EMA, WeightAverage, check_decay
 from detr.engine.written_configs import save_config
+from detr.errors import InputError
 from detr.evaluation import evaluators
+from detr.evaluation.best_metric import check_best_metric, check_measured
 from detr.evaluation.evaluators import is_detr
 from detr.evaluation.results import results_table, results_text
+from detr.whole_files import name_disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
     checkpointer: DetectionCheckpointer
     loss_loaders: dict[str, Any]  # for TEST.LOSS, by the name of the test set
+    weight_average: WeightAverage | None = None  # for SOLVER.EMA_DECAY
 
     def __init__(self, cfg: CfgNode) -> None:
         """Loads and checks the data sets before any part is built. Raises InputError for bad input.
@@ -61,6 +66,9 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """
         register_datasets(cfg)
         solver.check_batch_size(cfg)
+        check_precision(cfg)
+        check_decay(cfg)
+        check_best_metric(cfg)
         check_loss(cfg)
         data_checks.on_main_process(partial(check_logging, cfg))
         self._given_cfg = cfg
@@ -76,7 +84,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
             report_data(rows)
             if solver.needs_data_size(cfg):
                 num_images = data_checks.count_training_images(cfg)
-        cfg = solver.schedule_in_iterations(cfg, num_images)
+        scaled = self.auto_scale_workers(solver.schedule_in_iterations(cfg, num_images), comm.get_world_size())
+        cfg = solver.keep_epochs(cfg, scaled, num_images)
         if dicts and is_detr(cfg) and comm.is_main_process():
             for line in schedule_warnings(cfg, DataSizes.measure(dicts)):
                 logger.warning(line)
@@ -91,12 +100,15 @@ class Trainer(DefaultTrainer, StoppableLoop):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # as DefaultTrainer, for scripts that did not
-        cfg = self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = build_step(cfg, model, self.build_train_loader(cfg), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        if cfg.SOLVER.EMA_DECAY:
+            self.weight_average = WeightAverage(self.checkpointer.model, cfg.SOLVER.EMA_DECAY)
+            self.checkpointer.add_checkpointable(EMA, self.weight_average)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.signals = StopSignals()
         self.register_hooks(self.build_hooks())
@@ -148,7 +160,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         data_checks.on_main_process(partial(lock_folder, cfg.OUTPUT_DIR))  # for scripts without `setup`
         show_training(cfg, self.model, self.checkpointer, self.start_iter, self._test_images)
         if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
-            evaluate_one_image(type(self), cfg, self.model)
+            names = evaluate_one_image(type(self), cfg, self.model)
+            data_checks.on_main_process(partial(check_measured, cfg, names))
         with self.signals:
             super().train()  # type: ignore[call-arg]
         return getattr(self, "_last_eval_results", None)
@@ -192,6 +205,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """By SOLVER.OPTIMIZER; for another meta-architecture Detectron2's SGD, unless that key was set."""
         if is_detr(cfg) or was_set(cfg.SOLVER, "OPTIMIZER"):
             return solver.build_optimizer(cfg, model)
+        if cfg.SOLVER.LAYER_DECAY != 1:
+            raise InputError("SOLVER.LAYER_DECAY is not for Detectron2's own optimizer: set SOLVER.OPTIMIZER too")
         return super().build_optimizer(cfg, model)
 
     @classmethod
@@ -220,7 +235,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """As DefaultTrainer's; the numbers of all data sets and evaluators are logged as one table at the end."""
         # Called as DefaultTrainer's own method is, with the class that it asks for loaders replaced.
         test = vars(DefaultTrainer)["test"].__func__
-        results: dict[str, Any] = test(CountedTests(cls), cfg, model, evaluators)
+        with name_disk_errors(cfg.OUTPUT_DIR):
+            results: dict[str, Any] = test(CountedTests(cls), cfg, model, evaluators)
         if comm.is_main_process() and results:
             names = cfg.DATASETS.TEST
             by_set = {names[0]: results} if len(names) == 1 else results

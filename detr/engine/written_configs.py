@@ -9,19 +9,30 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from detr.checkpoint.files import save_text
+
 
 @contextlib.contextmanager
 def keep_config(folder: str, kept: bool) -> Iterator[None]:
     """Inside, config.yaml may be written; where it is ``kept``, it afterwards is as it was, or is not there."""
     path = os.path.join(folder, "config.yaml")
-    before = _read(path) if kept else None
+    if not kept or not comm.is_main_process():
+        yield
+        return
+    # On a disk it stands aside meanwhile, so that it comes back from a full one too.
+    aside = "" if "://" in folder else os.path.join(folder, ".config.yaml.kept")
+    before = None if aside else _read(path)
+    if aside and os.path.isfile(path) and not os.path.isfile(aside):  # else it stands aside since a killed run
+        os.replace(path, aside)
     try:
         yield
     finally:
-        if kept and comm.is_main_process() and before is not None:
-            _write(path, before)
-        elif kept and comm.is_main_process() and PathManager.isfile(path):
+        if PathManager.isfile(path):
             PathManager.rm(path)
+        if before is not None:
+            save_text(before, path)
+        elif aside and os.path.isfile(aside):
+            os.replace(aside, path)
 
 
 def save_config(cfg: CfgNode, run: Literal["eval", "resume"]) -> None:
@@ -34,13 +45,13 @@ def save_config(cfg: CfgNode, run: Literal["eval", "resume"]) -> None:
         return
     folder, text = cfg.OUTPUT_DIR, str(cfg.dump())
     if run == "eval":
-        _write(os.path.join(folder, "config_eval.yaml"), text)
+        save_text(text, os.path.join(folder, "config_eval.yaml"))
         return
     last, number = _read(os.path.join(folder, "config.yaml")), 1
     while (content := _read(path := os.path.join(folder, f"config_resume_{number}.yaml"))) is not None:
         last, number = content, number + 1
     if text != last:
-        _write(path, text)
+        save_text(text, path)
 
 
 def _read(path: str) -> str | None:
@@ -48,8 +59,3 @@ def _read(path: str) -> str | None:
         return None
     with PathManager.open(path) as file:
         return str(file.read())
-
-
-def _write(path: str, text: str) -> None:
-    with PathManager.open(path, "w") as file:
-        file.write(text)

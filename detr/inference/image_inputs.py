@@ -13,7 +13,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
-from detr.data.images import to_pixels
+from detr.data.images import check_regular, to_pixels
 from detr.errors import InputError
 
 ImageInput: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -54,6 +54,7 @@ def read(image: ImageInput, image_format: str, color: str | None = None) -> np.n
                 f"a {type(image).__name__} is no image: give a path, a URL, an image of PIL's or an array (H, W, 3)"
             )
         path = os.fspath(image)
+        check_regular(path)
         with _open(path) as file, Image.open(file) as opened:
             return to_pixels(opened, image_format, path)
     except InputError:

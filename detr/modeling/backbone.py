@@ -14,6 +14,8 @@ from detr.errors import InputError
 from detr.modeling.folded_resnet import checkpoint_blocks, fold_frozen_norms
 
 RESNET_STAGES = ("res2", "res3", "res4", "res5")
+# These raise errors of many kinds for values of MODEL.RESNETS.
+RESNET_BUILDERS = ("build_resnet_backbone", "build_small_resnet_backbone")
 PYRAMID_STRIDES = (16, 8, 4)  # of the maps that the mask head reads: res4, res3, res2
 
 
@@ -24,7 +26,15 @@ def build_detr_backbone(cfg: CfgNode) -> Backbone:
     """
     if cfg.MODEL.MASK_ON:
         cfg = _with_lower_stages(cfg)
-    backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    try:
+        backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    except (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, InputError) or cfg.MODEL.BACKBONE.NAME not in RESNET_BUILDERS:
+            raise
+        raise InputError(
+            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} cannot be built ({type(error).__name__}: {error}): correct "
+            "the keys of MODEL.RESNETS, such as OUT_FEATURES, NUM_GROUPS and NORM, or MODEL.BACKBONE.FREEZE_AT"
+        ) from error
     if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2 and "res5" in backbone.stage_names:
         _undilate_first_block(backbone)
     fold_frozen_norms(backbone)

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 
 from detr.config_checks import check_model_keys, warn_of_unread_keys
 from detr.config_node import remember
+from detr.config_values import check_memory
 from detr.errors import InputError
 from detr.modeling.backbone import (
     build_detr_backbone,
@@ -30,6 +31,7 @@ POSITION_ENCODINGS = {"sine": SinePositionEncoding, "learned": LearnedPositionEn
 def build_parts(cfg: CfgNode) -> dict[str, Any]:
     """The arguments of ``Detr``. Raises InputError for impossible sizes and combinations."""
     check_model_keys(cfg)
+    check_memory(cfg)
     remember(cfg.SOLVER, "OPTIMIZER")  # even if nobody set it, it is a Detr's optimizer from here on
     warn_of_unread_keys(cfg)
     keys = cfg.MODEL.DETR
@@ -68,6 +70,7 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
             l1_weight=keys.L1_WEIGHT,
             giou_weight=keys.GIOU_WEIGHT,
             no_object_weight=keys.NO_OBJECT_WEIGHT,
+            class_loss_mean=keys.CLASS_LOSS_MEAN,
         ),
         "postprocessor": Postprocessor(
             is_thing=which_are_things(
@@ -92,6 +95,7 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
         "pyramid": pyramid,
         "freeze_detr": cfg.MODEL.MASK_ON and (keys.FREEZE_DETR or bool(keys.FROZEN_WEIGHTS)),
         "inference_dtype": getattr(torch, keys.INFERENCE_DTYPE),
+        "images_alone": keys.IMAGES_ALONE,
         "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
     }

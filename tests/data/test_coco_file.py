@@ -79,7 +79,7 @@ def without(kind, index, key):
         ("[]", "holds a list: COCO's format is a dict"),
         ("[" * 100_000, "cannot be read as JSON"),
         *[(content(**{kind: 3}), f"has {kind} 3: it must be a list") for kind in KINDS],
-        *[(content(**{kind: [7]}), rf"has {kind} \[7\]") for kind in KINDS],
+        *[(content(**{kind: [7]}), f"number 0 of the {kind} is 7: it must be a dict") for kind in KINDS],
         (content(annotations=None), "has annotations None"),
         (content(categories=[], annotations=[]), "has no categories: list the classes there"),
         ({"categories": []}, "has images None"),
