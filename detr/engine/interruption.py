@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
@@ -140,10 +141,8 @@ class StopOnSignal(HookBase):
     def after_train(self) -> None:
         if self.signals.in_evaluation:
             self._save()  # of other models than a Detr, no checkpoint is written before every evaluation
-        elif self.trainer.iter == self.trainer.max_iter and self.trainer.checkpointer.has_checkpoint():
-            self.signals.saved = (
-                self.trainer.checkpointer.get_checkpoint_file()
-            )  # while it is evaluated for the last time
+        elif self.trainer.iter == self.trainer.max_iter and (periodic := self._periodic()) is not None:
+            self.signals.saved = _last_saved(periodic.checkpointer)  # for the last evaluation, which follows
 
     def _agree(self, signum: int) -> int:
         if comm.get_world_size() == 1:
@@ -152,18 +151,29 @@ class StopOnSignal(HookBase):
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
         return int(highest)
 
+    def _periodic(self) -> hooks.PeriodicCheckpointer | None:
+        """The hook that saves; the main process has one."""
+        return next((x for x in self.trainer._hooks if isinstance(x, hooks.PeriodicCheckpointer)), None)
+
     def _save(self) -> None:
-        periodic = next((x for x in self.trainer._hooks if isinstance(x, hooks.PeriodicCheckpointer)), None)
-        if periodic is None:  # in other processes than the main one
+        if (periodic := self._periodic()) is None:
             return
-        iteration, checkpointer = self.trainer.iter, periodic.checkpointer
-        names = (f"{periodic.file_prefix}_{iteration:07d}.pth", f"{periodic.file_prefix}_final.pth")
-        name = names[iteration + 1 >= self.trainer.max_iter]
-        if not checkpointer.has_checkpoint() or os.path.basename(checkpointer.get_checkpoint_file()) != name:
+        iteration, prefix = self.trainer.iter, periodic.file_prefix
+        name = f"{prefix}_final.pth" if iteration + 1 >= self.trainer.max_iter else f"{prefix}_{iteration:07d}.pth"
+        if os.path.basename(_last_saved(periodic.checkpointer)) != name:
             period, periodic.period = periodic.period, 1
             periodic.step(iteration)
             periodic.period = period
-        self.signals.saved = checkpointer.get_checkpoint_file()
+        self.signals.saved = _last_saved(periodic.checkpointer)
+
+
+def _last_saved(checkpointer: Checkpointer) -> str:
+    """The path in ``last_checkpoint``; the file was just written, and need not be checked."""
+    path = os.path.join(checkpointer.save_dir, "last_checkpoint")
+    if not checkpointer.path_manager.isfile(path):
+        return ""
+    with checkpointer.path_manager.open(path) as file:
+        return os.path.join(checkpointer.save_dir, file.read().strip())
 
 
 @functools.cache
