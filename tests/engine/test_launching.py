@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,10 +52,11 @@ def few_objects(shapes_root, tmp_path_factory):
         truth["images"] = truth["images"][:images]
         ids = [x["id"] for x in truth["images"]]
         truth["annotations"] = [x for x in truth["annotations"] if x["image_id"] in ids][:objects]
-        (folder / f"{name}.json").write_text(json.dumps(truth))
-        keys.append([f"few_{name}", str(folder / f"{name}.json"), str(shapes_root / "shapes" / name)])
+        shutil.copytree(shapes_root / "shapes" / name, folder / name)
+        (folder / name / "few.json").write_text(json.dumps(truth))
+        keys.append((f"few_{name}", str(folder / name / "few.json")))
     return {
-        "DATASETS.REGISTER": keys,
+        "DATASETS.REGISTER": tuple(keys),
         "DATASETS.TRAIN": ("few_train",),
         "DATASETS.TEST": ("few_val",),
         "DATALOADER.FILTER_EMPTY_ANNOTATIONS": False,
