@@ -134,10 +134,6 @@ def _wait_for_first_machine(dist_url: str) -> None:
 def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if was_restarted() and not getattr(args, "eval_only", False):
-        args.resume = True
-        if rank == 0:
-            print("torchrun has restarted the processes: going on from the last checkpoint, as --resume", flush=True)
     try:
         if torch.cuda.is_available():
             if local_size > torch.cuda.device_count():
@@ -146,12 +142,15 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: argpars
                     "ask for no more, or hide them to use the CPU, with CUDA_VISIBLE_DEVICES="
                 )
             torch.cuda.set_device(local_rank)
-        if world_size == 1:
-            main(args)
-            return
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-        comm.create_local_process_group(local_size)
-        comm.synchronize()
+        if world_size > 1:
+            _join(world_size, local_size)
+        # The agents of other machines may count no restart.
+        if any(comm.all_gather(was_restarted())) and not getattr(args, "eval_only", False):
+            args.resume = True
+            if rank == 0:
+                print(
+                    "torchrun has restarted the processes: going on from the last checkpoint, as --resume", flush=True
+                )
         main(args)
     except KeyboardInterrupt:
         if rank:
@@ -161,7 +160,19 @@ def _run_under_torchrun(main: Callable[[argparse.Namespace], Any], args: argpars
         if world_size > 1 and not _is_first_failure(error):
             time.sleep(LAUNCHER_WAIT)  # torchrun ends this process, and the first error is the only one
         raise
-    dist.destroy_process_group()
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def _join(world_size: int, local_size: int) -> None:
+    store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    if local_size == world_size:
+        # Of one machine, the store outlives a restart, and gloo would find the addresses of processes that are gone.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    comm.create_local_process_group(local_size)
+    comm.synchronize()
 
 
 def _is_first_failure(error: Exception) -> bool:
