@@ -168,7 +168,7 @@ def _join(world_size: int, local_size: int) -> None:
     store, rank, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     if local_size == world_size:
         # Of one machine, the store outlives a restart, and gloo would find the addresses of processes that are gone.
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     comm.create_local_process_group(local_size)
