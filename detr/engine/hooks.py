@@ -14,6 +14,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
 from detr.checkpoint.files import damage
 from detr.engine.early_stopping import EarlyStopping
+from detr.engine.interruption import StoppedTraining, StopSignals
 from detr.engine.run_writers import RunWriter
 from detr.errors import DiskError, InputError
 from detr.evaluation.best_metric import is_better
@@ -108,14 +109,19 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
 
 class EvalHook(hooks.EvalHook):
-    """Detectron2's; a training that ends early, at an evaluation, is not evaluated twice."""
+    """Detectron2's; a training that ends early, at an evaluation, is not evaluated twice. A signal ends it at once."""
 
     _period: int
     _eval_after_train: bool
     evaluated = 0  # steps that were done at the last evaluation
 
+    def __init__(self, eval_period: int, eval_function: Callable[[], Any], *, signals: StopSignals) -> None:
+        super().__init__(eval_period, eval_function)
+        self._signals = signals
+
     def _do_eval(self) -> None:
-        super()._do_eval()
+        with self._signals.interruptible():
+            super()._do_eval()
         self.evaluated = self.trainer.iter + 1
 
     def is_due(self, steps: int) -> bool:
@@ -125,7 +131,13 @@ class EvalHook(hooks.EvalHook):
         # An error in the last step's hooks, as of a full disk, is not held up by an evaluation.
         finished = self.trainer.iter >= self.trainer.max_iter
         self._eval_after_train = self._eval_after_train and finished and self.evaluated != self.trainer.iter
-        super().after_train()
+        try:
+            super().after_train()
+        except StoppedTraining:
+            for hook in self.trainer._hooks:  # Detectron2 calls no further hook; the writers have metrics to write
+                if isinstance(hook, hooks.PeriodicWriter):
+                    hook.after_train()
+            raise
 
 
 class PeriodicWriter(hooks.PeriodicWriter):

@@ -27,7 +27,9 @@ from detr.engine.data_order import DataOrder
 from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
 from detr.engine.early_stopping import StoppableLoop, check_patience
+from detr.engine.folder_lock import lock_folder
 from detr.engine.hooks import evaluated_steps, finish_evaluation
+from detr.engine.interruption import StopSignals
 from detr.engine.progress import CountedTests
 from detr.engine.registration import register_datasets
 from detr.engine.run_writers import build_run_writers, check_logging
@@ -113,6 +115,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
             self.weight_average = WeightAverage(self.checkpointer.model, cfg.SOLVER.EMA_DECAY)
             self.checkpointer.add_checkpointable(EMA, self.weight_average)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.signals = StopSignals()
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -154,14 +157,18 @@ class Trainer(DefaultTrainer, StoppableLoop):
     def train(self) -> dict[str, Any] | None:  # type: ignore[override]  # DefaultTrainer's signature
         """Trains, and returns the last evaluation's results where there are any.
 
+        Ctrl-C and SIGTERM end it after the step, saved, with StoppedTraining, which is a SystemExit.
+
         Before the first step, one image of each test set is evaluated, unless a subclass has its own ``test``.
         """
         cfg = self.cfg
+        data_checks.on_main_process(partial(lock_folder, cfg.OUTPUT_DIR))  # for scripts without `setup`
         show_training(cfg, self.model, self.checkpointer, self.start_iter, self._test_images)
         if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
             names = evaluate_one_image(type(self), cfg, self.model)
             data_checks.on_main_process(partial(check_measured, cfg, names))
-        super().train()  # type: ignore[call-arg]
+        with self.signals:
+            super().train()  # type: ignore[call-arg]
         return getattr(self, "_last_eval_results", None)
 
     def before_train(self) -> None:
