@@ -1,5 +1,8 @@
 """What the tests of several processes start: train_net.py, with a fault in one rank. FAULT is KIND:RANK:ITERATION."""
 
+import detr  # noqa: F401  first: else importing Detectron2 warns of torch.jit
+
+# isort: split
 import os
 import signal
 
