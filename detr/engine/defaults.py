@@ -33,6 +33,7 @@ from detr.engine.options import merge_file, merge_options
 from detr.engine.registration import register_datasets
 from detr.engine.written_configs import keep_config, save_config
 from detr.errors import InputError, exit_with_one_line
+from detr.random_state import use_deterministic_operations
 from detr.whole_files import name_disk_errors
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,11 @@ def parse_and_launch(main: Callable[[argparse.Namespace], Any], description: str
     """
     parser = default_argument_parser(description)
     parser.add_argument("--verbose", action="store_true", help="Detectron2's whole log on the terminal too")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same numbers in every run on the same machine, which may be slower; SEED is 0 where it is not set",
+    )
     args = parser.parse_args()
     resuming = "" if args.eval_only else "the same command with --resume goes on from the last checkpoint"
     with exit_with_one_line(resuming):
@@ -54,11 +60,15 @@ def parse_and_launch(main: Callable[[argparse.Namespace], Any], description: str
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of ``args.config_file`` and ``args.opts``, checked; starts Detectron2's logging.
 
+    With ``args.deterministic``, two runs give the same numbers.
     The log goes to OUTPUT_DIR/log.txt, and to the terminal where ``args.verbose`` is there and true; otherwise the
     terminal has our own few lines. The data sets in DATASETS.REGISTER are registered. Raises InputError for a config or
     a weights file that is missing, an unknown key or a wrong value.
     """
     cfg = load_config(args.config_file, args.opts)
+    if getattr(args, "deterministic", False):
+        use_deterministic_operations()
+        cfg.SEED, cfg.CUDNN_BENCHMARK = max(cfg.SEED, 0), False
     resumes = bool(args.resume) and holds_training(cfg.OUTPUT_DIR)
     check_config(cfg, training=not args.eval_only, resumes=resumes)
     if not (args.eval_only or args.resume):
@@ -75,10 +85,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         name_disk_errors(cfg.OUTPUT_DIR),
         contextlib.nullcontext() if verbose else terminal.quiet_logging(),
         keep_config(cfg.OUTPUT_DIR, kept),
+        expect_disk_errors(),
     ):
         default_setup(cfg, args)  # writes config.yaml
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="detr")
-        expect_disk_errors()
     if args.eval_only:
         save_config(cfg, "eval")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)

@@ -14,6 +14,7 @@ from detr.engine.early_stopping import EarlyStopping
 from detr.engine.health import HealthHook
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detr.engine.interruption import StopOnSignal
+from detr.engine.metric_history import BoundedHistory
 from detr.engine.progress import TrainingProgress
 from detr.engine.validation_loss import validation_losses
 from detr.engine.weight_average import AverageHook, with_average
@@ -28,7 +29,7 @@ def training_hooks(trainer: Trainer, defaults: Sequence[Any]) -> list[HookBase |
     """Detectron2's default hooks with TEST.LOSS, SOLVER.PATIENCE and LOGGING.HEALTH of the trainer's config."""
     cfg = trainer.cfg
     average = [AverageHook(trainer.weight_average)] if trainer.weight_average is not None else []
-    adapted = [*average, *(x for hook in defaults for x in _in_place_of(trainer, hook))]
+    adapted = [BoundedHistory(), *average, *(x for hook in defaults for x in _in_place_of(trainer, hook))]
     if terminal.is_quiet():
         adapted.append(TrainingProgress(cfg, best_metric(cfg) if cfg.DATASETS.TEST else None))
     return adapted
@@ -64,10 +65,11 @@ def _hooks_after_evaluation(trainer: Trainer) -> list[HookBase]:
     if not cfg.DATASETS.TEST or not period:
         return after
     metric = best_metric(cfg)
-    if comm.is_main_process() and is_detr(cfg):
-        after.append(BestCheckpointer(period, trainer.checkpointer, metric))
     if cfg.SOLVER.PATIENCE:
         after.append(
             EarlyStopping(patience=cfg.SOLVER.PATIENCE, period=period, metric=metric, checkpointer=trainer.checkpointer)
         )
+    if comm.is_main_process() and is_detr(cfg):
+        # The last, since its checkpoint holds what the others have made of the evaluation.
+        after.append(BestCheckpointer(period, trainer.checkpointer, metric))
     return after
