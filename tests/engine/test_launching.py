@@ -71,7 +71,7 @@ def test_a_killed_rank_is_restarted_and_all_go_on_with_empty_ranks(few_objects, 
     text = (tmp_path / "out").read_text()
     assert "stopped by" not in text  # torchrun's signal to the rank that is left
     assert text.count("torchrun has restarted the processes: going on from the last checkpoint") == 1
-    assert text.count("model_0000001.pth, with optimizer") == 1
+    assert " ".join(text.split()).count("model_0000001.pth, with optimizer") == 1  # long lines are folded
     assert text.count("Results on few_val") == 1  # one rank has had no image
     assert (tmp_path / "run" / "model_final.pth").is_file()
 
