@@ -27,7 +27,7 @@ from detr.errors import InputError
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FIRST_MACHINE_WAIT = 300.0  # seconds in which the first machine must answer
 TIMEOUT = DEFAULT_TIMEOUT  # in which all machines must come, and of every wait for another rank
-LAUNCHER_WAIT = 20.0  # seconds in which a launcher ends the other processes after one has failed
+LAUNCHER_WAIT = 40.0  # seconds in which a launcher ends the other processes after one has failed
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses after StoppedTraining
 
 

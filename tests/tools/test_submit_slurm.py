@@ -46,7 +46,8 @@ def test_a_preempted_job_saves_and_goes_on_to_its_end(shapes_root, tmp_path):
     wait_for((run / "slurm" / f"{job}_0_result.pkl").is_file)
     text = (run / "slurm" / f"{job}_0_log.err").read_text()
     saved = text.split("stopped by SIGTERM: ")[1].split(" is saved")[0]
-    assert f"{saved}, with optimizer and schedule" in (run / "slurm" / f"{job}_0_log.out").read_text()
+    printed = " ".join((run / "slurm" / f"{job}_0_log.out").read_text().split())  # long lines are folded
+    assert f"{saved}, with optimizer and schedule" in printed
     assert (run / "last_checkpoint").read_text() == "model_final.pth"
     assert submit(output, "--cluster", "local", "--", *arguments) == 2
     assert f"OUTPUT_DIR {run} holds the checkpoints of an earlier training" in output.read_text()
