@@ -28,6 +28,9 @@ def add_detr_config(cfg: CN) -> None:
     cfg.MODEL.DETR.L1_WEIGHT = 5.0
     cfg.MODEL.DETR.NO_OBJECT_WEIGHT = 0.1  # most queries match nothing: down-weighted by 10
     cfg.MODEL.DETR.DEEP_SUPERVISION = True  # auxiliary losses on the earlier decoder layers
+    # New: the class loss is a weighted mean over the queries of a "rank", as in the original, or of "all" ranks: then
+    # two ranks of one image train as one process of two images does.
+    cfg.MODEL.DETR.CLASS_LOSS_MEAN = "rank"
 
     # Transformer (sec. 3.2, fig. 10)
     cfg.MODEL.DETR.NHEADS = 8
@@ -75,6 +78,9 @@ def add_detr_config(cfg: CN) -> None:
     # New: "bfloat16" or "float16" computes products and convolutions so outside training; weights, sums and
     # heads stay in float32.
     cfg.MODEL.DETR.INFERENCE_DTYPE = "float32"
+    # New: outside training, images of different sizes never share a batch, so that none is padded and the results of
+    # each are those of the image alone (docs/reliability.md).
+    cfg.MODEL.DETR.IMAGES_ALONE = False
 
     # New: masks are trained on a DETR that is left as it is (sec. 4.3): no gradients but the mask head's.
     cfg.MODEL.DETR.FREEZE_DETR = False
@@ -98,6 +104,20 @@ def add_detr_config(cfg: CN) -> None:
 
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone / BASE_LR
+    # New: of a ViT, the learning rate of each layer / that of the one after it; 1 is off. With it, a multiplier of 1 is
+    # usual.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+
+    # New: of SOLVER.AMP.ENABLED, mixed precision in training: "float16", with scaled losses, on a GPU alone; or
+    # "bfloat16", on a CPU too.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # New: computes a step's images in so many equal parts, one after the other, with a fraction of the memory. The
+    # optimizer still sees the gradients of IMS_PER_BATCH images: learning rate and schedule stay as they are.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+
+    # New: an average of the weights over the last steps (EMA), which is evaluated in their place, in training too:
+    # after each step, average = EMA_DECAY * average + (1 - EMA_DECAY) * weights. 0 is off; 0.9997 suits long trainings.
+    cfg.SOLVER.EMA_DECAY = 0.0
 
     # New: a schedule in epochs of DATASETS.TRAIN, turned into MAX_ITER, STEPS, CHECKPOINT_PERIOD and
     # EVAL_PERIOD once the data set's size is known. 0 and () leave these as they are. Of two keys for the same thing,
@@ -110,10 +130,14 @@ def add_detr_config(cfg: CN) -> None:
     # the one with the best AP or PQ and the final one are kept besides.
     cfg.SOLVER.CHECKPOINTS_KEPT = 3
 
-    # New: ends the training after so many evaluations in a row without a better AP (or PQ), 0 never. `model_best.pth`
-    # is the best state, `model_final.pth` the last one.
+    # New: ends the training after so many evaluations in a row without a better AP (or PQ, see TEST.BEST_METRIC), 0
+    # never. `model_best.pth` is the best state, `model_final.pth` the last one.
     cfg.SOLVER.PATIENCE = 0
 
+    # New: the metric of the best checkpoint and of PATIENCE, by its name in metrics.json, such as "bbox/AP50",
+    # "panoptic_seg/PQ" or "val_loss"; of several test sets with the set in front. "": PQ, else mask AP, else box AP.
+    # Less is better where the last part of the name has "loss" or "error" in it, else more.
+    cfg.TEST.BEST_METRIC = ""
     # New: what counts the matches for AP of boxes and masks. "auto": hotcoco where it is installed, else pycocotools;
     # "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
     cfg.TEST.COCO_BACKEND = "auto"

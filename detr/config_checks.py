@@ -12,6 +12,7 @@ POSITION_EMBEDDINGS = ("sine", "learned")
 CHECKPOINTED = ("backbone", "transformer", "mask_head")
 INFERENCE_DTYPES = ("float32", "bfloat16", "float16")
 STUFF_MERGES = ("original", "exact")
+CLASS_LOSS_MEANS = ("rank", "all")
 
 # Detectron2's keys that Detr does not read -> the key that does the same for it, or "".
 UNREAD_KEYS = {
@@ -52,6 +53,7 @@ def check_model_keys(cfg: CN) -> None:
         ("POSITION_EMBEDDING", keys.POSITION_EMBEDDING, POSITION_EMBEDDINGS),
         ("INFERENCE_DTYPE", keys.INFERENCE_DTYPE, INFERENCE_DTYPES),
         ("PANOPTIC.STUFF_MERGE", keys.PANOPTIC.STUFF_MERGE, STUFF_MERGES),
+        ("CLASS_LOSS_MEAN", keys.CLASS_LOSS_MEAN, CLASS_LOSS_MEANS),
     ):
         if value not in choices:
             raise InputError(f"MODEL.DETR.{key} is {value!r}: it must be one of {', '.join(choices)}")

@@ -21,7 +21,7 @@ from detr.checkpoint.options import split_options
 from detr.checkpoint.resume import check_resume
 from detr.checkpoint.rows import fit, fit_training_queries, is_for_training
 from detr.checkpoint.run_folder import LAST, checkpoint_to_resume, choose_for_all_ranks, holds_training
-from detr.checkpoint.source import Source, as_note, read, source_of
+from detr.checkpoint.source import Source, as_note, source_of
 from detr.checkpoint.wrappers import unwrapped_names
 from detr.errors import InputError
 from detr.modeling.card import ModelCard
@@ -153,8 +153,11 @@ class DetrCheckpointer(DetectionCheckpointer):
             if self._options.weights:
                 raise InputError(f"{f}: ?weights={self._options.weights} is for weights of a Detr; leave it out")
             return load_file(f)
+        content = load_file(f)
         # What goes on with an optimizer's state are the weights that it belongs to, never their average.
-        source = read(f, weights="model" if self._resumes else self._options.weights, is_own=self._is_own)
+        goes_on = self._resumes or not self._restored.keys().isdisjoint(content)
+        weights = "model" if self._resumes else self._options.weights or ("model" if goes_on else None)
+        source = source_of(f, content, weights, self._is_own)
         return self._understood(source) or {**source.rest, "model": source.state}
 
     def _is_own(self, state: Mapping[str, Any]) -> bool:

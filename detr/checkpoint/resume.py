@@ -90,7 +90,7 @@ def _other_optimizer(checkpoint: Mapping[str, Any], model: nn.Module, restored: 
         if has_optimizer(holder) and not pairs:
             return "it holds no optimizer's state, as a file of weights alone"
         if _lacks_grad_scaler(holder, state):
-            return "SOLVER.AMP.ENABLED is True here and False in the checkpoint"
+            return "SOLVER.AMP is float16 here, and was off or bfloat16 in the checkpoint"
         for optimizer, saved in pairs:
             if reason := mismatch(optimizer, saved, model):
                 return reason
@@ -100,11 +100,13 @@ def _other_optimizer(checkpoint: Mapping[str, Any], model: nn.Module, restored: 
 
 
 def _lacks_grad_scaler(holder: Any, state: Any) -> bool:
-    """Whether Detectron2's AMPTrainer would find no state of its gradient scaler."""
+    """Whether a trainer in float16 would find no state of its gradient scaler."""
     trainer, saved = getattr(holder, "_trainer", holder), state
     if isinstance(state, Mapping) and "_trainer" in state:
         saved = state["_trainer"]
-    return hasattr(trainer, "grad_scaler") and isinstance(saved, Mapping) and "grad_scaler" not in saved
+    return (
+        getattr(trainer, "grad_scaler", None) is not None and isinstance(saved, Mapping) and "grad_scaler" not in saved
+    )
 
 
 def _iteration(checkpoint: Mapping[str, Any], state: Any) -> int:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from detr.engine.terminal import LOGGERS
@@ -13,8 +14,14 @@ from detr.whole_files import disk_error
 logger = logging.getLogger(__name__)
 
 
-def expect_disk_errors() -> None:
-    """To be called when logging is set up, in each process."""
+@contextlib.contextmanager
+def expect_disk_errors() -> Iterator[None]:
+    """Around the setup of logging, in each process; what happens inside is seen with the next line of the log."""
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
     for name in LOGGERS:
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr):

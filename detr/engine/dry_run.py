@@ -6,15 +6,13 @@ import io
 import json
 import logging
 import os
-import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -32,12 +30,15 @@ from detectron2.utils import logger as detectron2_logger
 from detectron2.utils.file_io import PathManager
 
 from detr.errors import InputError
+from detr.random_state import preserved
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_one_image(trainer: type[DefaultTrainer], cfg: CfgNode, model: torch.nn.Module) -> None:
+def evaluate_one_image(trainer: type[DefaultTrainer], cfg: CfgNode, model: torch.nn.Module) -> set[str]:
     """Evaluates the model as ``trainer`` will, on one image a rank of each of ``cfg.DATASETS.TEST``.
+
+    Returns the names of the results, as they will be in the event storage; on the main process only.
 
     trainer: the class; its ``build_test_loader`` and ``build_evaluator`` are called with a copy of cfg whose OUTPUT_DIR
         is a temporary folder
@@ -71,6 +72,7 @@ def evaluate_one_image(trainer: type[DefaultTrainer], cfg: CfgNode, model: torch
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     logger.info("Evaluated one image in a dry run, in %.1f s: the evaluation works", time.perf_counter() - start)
+    return set(loop.storage.latest())
 
 
 def _with_folder(cfg: CfgNode, folder: str) -> CfgNode:
@@ -160,21 +162,16 @@ def _has_both_kinds(panoptic: dict[str, Any]) -> bool:
 def unchanged(model: torch.nn.Module, dataset_names: Collection[str]) -> Iterator[None]:
     """Restores what an evaluation changes: modes of modules, random states, metadata, counts of logged lines."""
     modes = [(module, module.training) for module in model.modules()]
-    states: list[tuple[Callable[[Any], None], Any]] = [
-        (random.setstate, random.getstate()),
-        (np.random.set_state, np.random.get_state()),
-    ]
     # Detectron2 writes a COCO file for a set of plain dicts, and its path into the metadata.
     metadata = {name: dict(vars(MetadataCatalog.get(name))) for name in dataset_names if name in MetadataCatalog}
     logged = dict(detectron2_logger._LOG_COUNTER)
     try:
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with preserved(), torch.random.fork_rng(gpus):
             yield
     finally:
         for module, training in modes:
             module.training = training
-        for restore, state in states:
-            restore(state)
         for name, attributes in metadata.items():
             vars(MetadataCatalog.get(name)).clear()
             vars(MetadataCatalog.get(name)).update(attributes)

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 from typing import Any
 
 from detectron2.checkpoint import Checkpointer
@@ -11,6 +10,7 @@ from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 
 from detr.errors import InputError
+from detr.evaluation.best_metric import is_better, less_is_better
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class StoppableLoop(TrainerBase):
 
 
 class EarlyStopping(HookBase):
-    """Ends a training after so many evaluations in a row without a better value of a metric, of which more is better.
+    """Ends a training after so many evaluations in a row without a better value of a metric (see ``is_better``).
 
     It comes after the hook that evaluates, in a trainer that is a ``StoppableLoop``. The main process decides for all.
     A training that had stopped and is resumed takes no step, unless it is given more patience. An evaluation whose
@@ -98,20 +98,24 @@ class EarlyStopping(HookBase):
             if not self._is_missing:
                 logger.warning("the training cannot stop early (SOLVER.PATIENCE): no evaluation gives %s", self.metric)
             self._is_missing = True
-        elif math.isfinite(value) and (self.best is None or value > self.best):
+        elif is_better(self.metric, value, self.best):
             self.best, self.best_iteration, self.not_better = value, done, 0
         else:
             self.not_better += 1
 
     def _reason(self) -> str:
-        best = "finite" if self.best is None else f"above the {self.best:.2f} of iteration {self.best_iteration}"
+        side = "below" if less_is_better(self.metric) else "above"
+        best = "finite" if self.best is None else f"{side} the {self.best:.2f} of iteration {self.best_iteration}"
         evaluations = "1 evaluation" if self.not_better == 1 else f"{self.not_better} evaluations"
         return f"{self.metric} has not been {best} in {evaluations}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_iteration": self.best_iteration, "not_better": self.not_better}
+        state = {"best": self.best, "best_iteration": self.best_iteration, "not_better": self.not_better}
+        return {**state, "metric": self.metric}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("metric", self.metric) != self.metric:
+            return
         self.best, self.best_iteration = state_dict["best"], state_dict["best_iteration"]
         self.not_better = state_dict["not_better"]
 

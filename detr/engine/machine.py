@@ -24,9 +24,6 @@ def fit_machine(cfg: CfgNode, training: bool = False) -> None:
             )
         cfg.MODEL.DEVICE = "cpu"
         _note("MODEL.DEVICE asks for CUDA, which is not available here: going on with the CPU")
-    if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
-        cfg.SOLVER.AMP.ENABLED = False
-        _note("SOLVER.AMP.ENABLED needs CUDA, which is not available here: going on in single precision")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores < cfg.DATALOADER.NUM_WORKERS:
         _note(f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS} on {cores} cores: going on with {cores}")

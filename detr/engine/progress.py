@@ -11,6 +11,7 @@ from detectron2.engine import DefaultTrainer, HookBase
 from tqdm import tqdm
 
 from detr.engine.terminal import format_seconds, is_quiet, show
+from detr.evaluation.best_metric import less_is_better
 from detr.evaluation.evaluators import TASK_NAMES
 
 INTERVALS = (10.0, 20.0, 30.0, 45.0, 60.0)  # seconds before each line where there is no bar; the last one stays
@@ -105,8 +106,9 @@ class TrainingProgress(HookBase):
             parts.append(f"epoch {epoch}/{self.epochs}")
         if "total_loss" in storage.histories():
             parts.append(f"loss {storage.history('total_loss').median(WINDOW):.2f}")
+        form = ".3f" if self.metric is not None and less_is_better(self.metric) else ".1f"
         if self.metric is not None and self.metric in storage.latest():
-            parts.append(f"{metric_name(self.metric)} {storage.latest()[self.metric][0]:.1f}")
+            parts.append(f"{metric_name(self.metric)} {storage.latest()[self.metric][0]:{form}}")
         done = trainer.iter + 1 - trainer.start_iter
         timed = storage.histories().get("time")
         if timed is not None and done >= min(MEASURED, trainer.max_iter // 2):
@@ -133,6 +135,8 @@ def seconds_left(*, steps_left: int, step: float, evaluations: int, evaluations_
 
 def metric_name(metric: str) -> str:
     """What a metric of the event storage is called: box AP for bbox/AP."""
+    if "/" not in metric or less_is_better(metric):
+        return metric
     *data_set, task, name = metric.split("/")
     return " ".join([*data_set, f"{TASK_NAMES.get(task, f'{task} ')}{name}"])
 

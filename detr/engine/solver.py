@@ -9,6 +9,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 
 from detr.config_node import SCHEDULE_PAIRS, settle_schedule
+from detr.engine.layer_decay import layer_scales
 from detr.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,11 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         if cfg.SOLVER[key] != default:
             logger.warning("SOLVER.%s %s has no effect: WEIGHT_DECAY and BASE_LR hold for all", key, cfg.SOLVER[key])
     params = parameter_groups(
-        model, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, backbone_multiplier=cfg.SOLVER.BACKBONE_MULTIPLIER
+        model,
+        cfg.SOLVER.BASE_LR,
+        cfg.SOLVER.WEIGHT_DECAY,
+        backbone_multiplier=cfg.SOLVER.BACKBONE_MULTIPLIER,
+        layer_decay=cfg.SOLVER.LAYER_DECAY,
     )
     if not params:
         raise InputError("no parameter is left to train: everything is frozen")
@@ -52,18 +57,26 @@ def _options(cfg: CfgNode) -> dict[str, Any]:
 
 
 def parameter_groups(
-    model: torch.nn.Module, base_lr: float, weight_decay: float, backbone_multiplier: float = 0.1
+    model: torch.nn.Module,
+    base_lr: float,
+    weight_decay: float,
+    backbone_multiplier: float = 0.1,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """The trainable parameters, as torch's optimizers take them; the backbone's learn with another rate.
 
     weight_decay: of all of them, norms and biases too
     backbone_multiplier: learning rate of the backbone / ``base_lr``
+    layer_decay: of each layer of the backbone / that of the one after it (see ``layer_scales``)
     """
+    scales = layer_scales(model, layer_decay) if layer_decay != 1 else {}
     groups: list[dict[str, Any]] = get_default_optimizer_params(
         model,
         base_lr=base_lr,
         weight_decay=weight_decay,
-        lr_factor_func=lambda name: backbone_multiplier if ".backbone." in f".{name}" else 1.0,
+        lr_factor_func=lambda name: (
+            (backbone_multiplier if ".backbone." in f".{name}" else 1.0) * scales.get(name, 1.0)
+        ),
     )
     return groups
 
@@ -97,12 +110,18 @@ def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type
 
 
 def check_batch_size(cfg: CfgNode) -> None:
-    """Raises InputError for a batch that the ranks cannot share equally."""
+    """Raises InputError for a batch that the ranks cannot share equally, or not compute in equal parts."""
     batch, ranks, reference = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference:  # Detectron2 scales the batch from so many ranks to those that there are
         ranks = reference
     if batch < 1 or batch % ranks:
         raise InputError(f"SOLVER.IMS_PER_BATCH {batch} must be a positive multiple of the number of GPUs, {ranks}")
+    parts = cfg.SOLVER.ACCUMULATION_STEPS
+    if parts < 1 or batch // ranks % parts:
+        raise InputError(
+            f"SOLVER.ACCUMULATION_STEPS is {parts}: it must divide the images of a process in a step, {batch // ranks} "
+            f"(SOLVER.IMS_PER_BATCH {batch} on {ranks})"
+        )
 
 
 def needs_data_size(cfg: CfgNode) -> bool:
@@ -154,3 +173,24 @@ def schedule_in_iterations(cfg: CfgNode, num_images: int) -> CfgNode:
             solver.STEPS,
         )
     return cfg
+
+
+def keep_epochs(given: CfgNode, scaled: CfgNode, num_images: int) -> CfgNode:
+    """``scaled``, where keys that ``given`` has in epochs are so many whole epochs of its own batches.
+
+    given: as it was set; scaled: what Detectron2's ``auto_scale_workers`` makes of it in iterations, by
+    SOLVER.REFERENCE_WORLD_SIZE. It divides the iterations of an epoch by the scale, but how many images the last,
+    incomplete batch of an epoch has depends on the batch.
+    """
+    if scaled.SOLVER.IMS_PER_BATCH == given.SOLVER.IMS_PER_BATCH:
+        return scaled
+    given, scaled = given.clone(), scaled.clone()
+    given.defrost()
+    scaled.defrost()
+    given.SOLVER.IMS_PER_BATCH = scaled.SOLVER.IMS_PER_BATCH
+    in_epochs, exact = settle_schedule(given), schedule_in_iterations(given, num_images)
+    for section, epochs, iterations in SCHEDULE_PAIRS:
+        if in_epochs[section][epochs]:
+            scaled[section][iterations] = exact[section][iterations]
+    scaled.freeze()
+    return scaled

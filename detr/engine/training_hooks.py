@@ -13,9 +13,13 @@ from detr.engine import terminal
 from detr.engine.early_stopping import EarlyStopping
 from detr.engine.health import HealthHook
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
+from detr.engine.interruption import StopOnSignal
+from detr.engine.metric_history import BoundedHistory
 from detr.engine.progress import TrainingProgress
 from detr.engine.validation_loss import validation_losses
-from detr.evaluation.evaluators import is_detr, main_metric
+from detr.engine.weight_average import AverageHook, with_average
+from detr.evaluation.best_metric import best_metric
+from detr.evaluation.evaluators import is_detr
 
 if TYPE_CHECKING:
     from detr.engine.trainer import Trainer
@@ -24,9 +28,10 @@ if TYPE_CHECKING:
 def training_hooks(trainer: Trainer, defaults: Sequence[Any]) -> list[HookBase | None]:
     """Detectron2's default hooks with TEST.LOSS, SOLVER.PATIENCE and LOGGING.HEALTH of the trainer's config."""
     cfg = trainer.cfg
-    adapted = [x for hook in defaults for x in _in_place_of(trainer, hook)]
+    average = [AverageHook(trainer.weight_average)] if trainer.weight_average is not None else []
+    adapted = [BoundedHistory(), *average, *(x for hook in defaults for x in _in_place_of(trainer, hook))]
     if terminal.is_quiet():
-        adapted.append(TrainingProgress(cfg, main_metric(cfg) if cfg.DATASETS.TEST else None))
+        adapted.append(TrainingProgress(cfg, best_metric(cfg) if cfg.DATASETS.TEST else None))
     return adapted
 
 
@@ -42,7 +47,9 @@ def _in_place_of(trainer: Trainer, hook: Any) -> list[HookBase | None]:
         )
         return [checkpointer]
     if type(hook) is hooks.EvalHook:
-        return [EvalHook(period, hook._func), *_hooks_after_evaluation(trainer)]
+        signals, evaluate = trainer.signals, with_average(trainer.weight_average, hook._func)
+        evaluation = EvalHook(period, evaluate, signals=signals)
+        return [StopOnSignal(signals), evaluation, *_hooks_after_evaluation(trainer)]
     if type(hook) is hooks.PeriodicWriter:
         writer = PeriodicWriter(hook._writers, hook._period, evaluation_period=period)
         # As the writer, in the main process only.
@@ -53,14 +60,16 @@ def _in_place_of(trainer: Trainer, hook: Any) -> list[HookBase | None]:
 def _hooks_after_evaluation(trainer: Trainer) -> list[HookBase]:
     cfg, period, after = trainer.cfg, trainer.cfg.TEST.EVAL_PERIOD, list[HookBase]()
     if trainer.loss_loaders:
-        after.append(EvalHook(period, partial(validation_losses, trainer.model, trainer.loss_loaders)))
+        losses = partial(validation_losses, trainer.model, trainer.loss_loaders)
+        after.append(EvalHook(period, with_average(trainer.weight_average, losses), signals=trainer.signals))
     if not cfg.DATASETS.TEST or not period:
         return after
-    metric = main_metric(cfg)
-    if comm.is_main_process() and is_detr(cfg):
-        after.append(BestCheckpointer(period, trainer.checkpointer, metric))
+    metric = best_metric(cfg)
     if cfg.SOLVER.PATIENCE:
         after.append(
             EarlyStopping(patience=cfg.SOLVER.PATIENCE, period=period, metric=metric, checkpointer=trainer.checkpointer)
         )
+    if comm.is_main_process() and is_detr(cfg):
+        # The last, since its checkpoint holds what the others have made of the evaluation.
+        after.append(BestCheckpointer(period, trainer.checkpointer, metric))
     return after

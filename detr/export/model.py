@@ -19,6 +19,7 @@ from torch import Tensor
 from detr.config import EXPORT_DESCRIPTION
 from detr.errors import InputError
 from detr.export.runtimes import FORMATS, SUFFIXES, Graph, open_graph
+from detr.modeling.batches import run_in_batches
 from detr.modeling.card import ModelCard, make_card
 from detr.modeling.mask_head import ROWS_AT_ONCE, SharedMaps
 from detr.modeling.postprocessing import PanopticSettings, Postprocessor
@@ -120,16 +121,17 @@ class ExportedDetr(BaseDetr):
         padding_constraints: dict[str, int],
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
+        images_alone: bool = False,
         card: ModelCard | None = None,
     ) -> None:
         """network: images (N, 3, H, W) and sizes (N, 2) -> logits (N, Q, K + 1), boxes (N, Q, 4) and, with masks, the
             five tensors of ``SharedMaps``
         mask_decoder: the rows' maps (see ``SharedMaps.rows``) -> mask logits (R, h, w); None for boxes only
         size_divisibility, padding_constraints: of the backbone
-        pixel_mean, pixel_std: of the image's channels, in the range 0..255
+        pixel_mean, pixel_std, images_alone: see ``BaseDetr``
         card: class names, how images are prepared, and the threshold
         """
-        super().__init__(pixel_mean, pixel_std)
+        super().__init__(pixel_mean, pixel_std, images_alone)
         self.num_classes = len(postprocessor.is_thing)
         if card is not None:
             self.card = card
@@ -181,6 +183,7 @@ class ExportedDetr(BaseDetr):
             "padding_constraints": description.padding_constraints,
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+            "images_alone": keys.IMAGES_ALONE,
             "card": description.card(cfg),
         }
 
@@ -189,6 +192,9 @@ class ExportedDetr(BaseDetr):
         """As ``Detr.forward`` in inference. Raises InputError in training mode."""
         if self.training:
             raise InputError("an exported model cannot be trained: call eval() on it, or train what it comes from")
+        if self.must_part(batched_inputs):
+            forward = functools.partial(ExportedDetr.forward, self)
+            return list(run_in_batches(batched_inputs, forward, len(batched_inputs)))
         images = self.preprocess(batched_inputs)
         logits, boxes, *maps = self.forward_network(images)
         predict_masks = None
@@ -204,7 +210,7 @@ class ExportedDetr(BaseDetr):
 
     def forward_network(self, images: ImageList) -> tuple[Tensor, ...]:
         """The network's outputs: logits (N, Q, K + 1), boxes (N, Q, 4) and, with masks, the shared maps."""
-        sizes = torch.tensor(images.image_sizes, device=images.tensor.device)
+        sizes = torch.tensor(images.image_sizes).to(images.device, non_blocking=True)
         return self.network(images.tensor, sizes)
 
     def masks(self, maps: SharedMaps, index: int, queries: Tensor) -> Tensor:

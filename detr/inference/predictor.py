@@ -24,10 +24,10 @@ from detr.data.transforms import AnnotatedImage, evaluation_augmentations
 from detr.engine.defaults import check_weights, check_whole
 from detr.errors import InputError
 from detr.inference import image_inputs
-from detr.inference.batches import Output, run_in_batches
 from detr.inference.image_inputs import ImageInput
 from detr.model_config import config_of
 from detr.modeling.attention_maps import Attention, Point, attention
+from detr.modeling.batches import Output, run_in_batches
 from detr.modeling.card import HasCard
 from detr.modeling.meta_arch import Detr
 from detr.modeling.postprocessing import Postprocessor, box_instances
@@ -125,7 +125,7 @@ class Predictor:
         """Detectron2's output of each image, in the order of the images, while they are read.
 
         images: paths, URLs, images of PIL's, or arrays (H, W, 3) uint8; an iterator of any length. At most
-            ``detr.inference.batches.BATCHES_AHEAD`` batches are kept in memory
+            ``detr.modeling.batches.BATCHES_AHEAD`` batches are kept in memory
         color: of arrays, "RGB" or "BGR"
 
         Yields dicts on the CPU: ``instances`` as ``__call__`` describes them, and where the model has it

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import box_convert, sigmoid_focal_loss
 
+from detr.modeling.accumulation import WholeBatch
 from detr.modeling.denoising import NoisedObjects
 from detr.modeling.matcher import HungarianMatcher, Matches, Targets, generalized_iou
 from detr.modeling.training_queries import QuerySet
@@ -27,6 +28,7 @@ class SetCriterion(nn.Module):
     """Classification, L1 and generalized IoU losses of matched pairs, for every decoder layer."""
 
     class_weight: Tensor
+    whole_batch: WholeBatch | None = None  # the one that this batch is a part of (see ``accumulation``)
 
     def __init__(
         self,
@@ -36,11 +38,17 @@ class SetCriterion(nn.Module):
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
         no_object_weight: float = 0.1,
+        class_loss_mean: str = "rank",
     ) -> None:
-        """num_classes: K; the no-object class is row K."""
+        """
+        num_classes: K; the no-object class is row K
+        class_loss_mean: "rank": the weighted mean of a rank's queries, as in the original; "all": of those of all
+            ranks, so that two ranks train as one process with the images of both
+        """
         super().__init__()
         self.matcher = matcher
         self.num_classes = num_classes
+        self.class_loss_mean = class_loss_mean
         self.weights = {"loss_ce": 1.0, "loss_bbox": l1_weight, "loss_giou": giou_weight}
         class_weight = torch.ones(num_classes + 1)
         class_weight[-1] = no_object_weight
@@ -99,9 +107,14 @@ class SetCriterion(nn.Module):
                 layer, torch.zeros_like(layer), noised.positive.repeat(layers), noised.target.repeat(layers)
             )
             per_layer = self.box_losses(boxes, targets, matches)
-            copies = max(pairs, 1) / max(len(targets.labels), 1)  # in the mean
+            whole = self.whole_batch
+            copies = max(pairs, 1) / max(len(targets.labels), 1) if whole is None else whole.copies  # in the mean
             per_layer = {name: values / copies for name, values in per_layer.items()}
-            per_layer["loss_ce"] = self.classification_loss(logits, targets, matches)
+            try:
+                self.whole_batch = None if whole is None else whole.of_noised()
+                per_layer["loss_ce"] = self.classification_loss(logits, targets, matches)
+            finally:
+                self.whole_batch = whole
         return self._weighted(per_layer, suffix="_dn")
 
     def _weighted(self, per_layer: dict[str, Tensor], suffix: str = "") -> dict[str, Tensor]:
@@ -114,12 +127,18 @@ class SetCriterion(nn.Module):
         return losses
 
     def classification_loss(self, logits: Tensor, targets: Targets, matches: Matches) -> Tensor:
-        """Cross-entropy over all queries of the rank's batch, a weighted mean: (L,)."""
+        """Cross-entropy over all queries, a weighted mean by ``class_loss_mean``: (L,)."""
         classes = logits.new_full(logits.shape[:3], self.num_classes, dtype=torch.int64)
         classes[matches.layer, matches.image, matches.query] = targets.labels[matches.target]
         weight = self.class_weight[classes]  # (L, N, Q)
         loss = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(weight)
-        return (weight * loss).sum((1, 2)) / weight.sum((1, 2)).clamp(min=EPS)
+        total = weight.sum((1, 2))
+        if self.whole_batch is not None:
+            objects, no_objects = self.whole_batch.queries
+            total = (objects + no_objects * self.class_weight[-1]).expand(len(logits))
+        if self.class_loss_mean == "all":
+            total = self._mean_of_ranks(total)
+        return (weight * loss).sum((1, 2)) / total.clamp(min=EPS)
 
     def box_losses(self, boxes: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
         """L1 and (1 - GIoU) over matched pairs, sums divided by the number of boxes: (L,) each."""
@@ -159,15 +178,23 @@ class SetCriterion(nn.Module):
     def _num_boxes(self, targets: Targets) -> Tensor | float:
         """Objects per rank, averaged over all ranks and at least 1, without waiting for the device.
 
-        In evaluation, where ranks may have different numbers of batches, those of this rank.
+        In evaluation, where ranks may have different numbers of batches, those of this rank. Of a part of a batch, the
+        mean over its parts.
         """
-        count = sum(targets.sizes)
+        whole = self.whole_batch
+        count, parts = (sum(targets.sizes), 1) if whole is None else (whole.objects, whole.parts)
+        if comm.get_world_size() == 1 or not self.training:
+            return max(count, 1.0) / parts
+        mean = self._mean_of_ranks(torch.full((), float(count), device=targets.boxes.device))  # to copy it would wait
+        return mean.clamp(min=1) / parts
+
+    def _mean_of_ranks(self, x: Tensor) -> Tensor:
         world_size = comm.get_world_size()
         if world_size == 1 or not self.training:
-            return max(count, 1.0)
-        total = torch.full((), float(count), device=targets.boxes.device)  # a fill: to copy it would wait
+            return x
+        total = x.clone()
         torch.distributed.all_reduce(total)
-        return (total / world_size).clamp(min=1)
+        return total / world_size
 
     @torch.no_grad()
     def metrics(self, logits: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:

@@ -62,8 +62,7 @@ class Denoising:
         """A batch without objects has one query of padding for each image, so that every parameter is used."""
         sizes, boxes, labels = targets.sizes, targets.boxes, targets.labels
         kinds = 2 if self.negatives else 1
-        most = min(limit, self.copies * math.ceil(sum(sizes) / len(sizes)))  # copied objects of an image
-        counts = [size * kinds * min(self.copies, max(most // max(size, 1), 1)) for size in sizes]
+        counts = [kinds * count for count in self.positives(sizes, limit)]
         # On the host, where the sizes are known. The queries are in the order of copies, in these positives before
         # negatives, in these objects.
         number = torch.arange(max(*counts, 1)).expand(len(sizes), -1)  # (N, S)
@@ -82,6 +81,11 @@ class Denoising:
             boxes, labels = boxes.new_full((1, 4), 0.5), labels.new_zeros(1)
         labels = self._flipped(labels[of_all])
         return NoisedObjects(self._moved(boxes[of_all], is_negative), labels, copy, image, query, positive, target)
+
+    def positives(self, sizes: list[int], limit: int) -> list[int]:
+        """Positives of each image, which has so many objects; the rule is at ``copies``."""
+        most = min(limit, self.copies * math.ceil(sum(sizes) / len(sizes)))  # copied objects of an image
+        return [size * min(self.copies, max(most // max(size, 1), 1)) for size in sizes]
 
     def _moved(self, boxes: Tensor, is_negative: Tensor) -> Tensor:
         """boxes: (N, S, 4); is_negative: (N, S)"""

@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from detr.modeling.backbone import pad_to_patches, padding_mask
+from detr.modeling.batches import run_in_batches
 from detr.modeling.card import ModelCard
 from detr.modeling.criterion import SetCriterion
 from detr.modeling.mask_head import MaskFeatures, MaskHead
@@ -50,6 +51,7 @@ class Detr(BaseDetr):
         pyramid: tuple[str, ...] = (),
         freeze_detr: bool = False,
         inference_dtype: torch.dtype = torch.float32,
+        images_alone: bool = False,
         pixel_mean: tuple[float, ...] = (123.675, 116.280, 103.530),
         pixel_std: tuple[float, ...] = (58.395, 57.120, 57.375),
         card: ModelCard | None = None,
@@ -66,10 +68,10 @@ class Detr(BaseDetr):
         freeze_detr: whether only the mask head is trained, with the box model frozen
         inference_dtype: what products and convolutions are computed in outside training; anything else than
             float32 is mixed precision (autocast)
-        pixel_mean, pixel_std: of the image's channels, in the range 0..255
+        images_alone, pixel_mean, pixel_std: see ``BaseDetr``
         card: what checkpoints say of the model besides its tensors; by default made from cfg (see ``HasCard``)
         """
-        super().__init__(pixel_mean, pixel_std)
+        super().__init__(pixel_mean, pixel_std, images_alone)
         d = transformer.d
         self.backbone = pad_to_patches(backbone)
         self.in_feature = in_feature
@@ -132,6 +134,8 @@ class Detr(BaseDetr):
 
         No graph is kept; for gradients in evaluation mode call ``forward_network``.
         """
+        if self.must_part(batched_inputs):
+            return list(run_in_batches(batched_inputs, functools.partial(Detr.inference, self), len(batched_inputs)))
         images = self.preprocess(batched_inputs)
         outputs = self.forward_network(images, return_intermediate=False)
         return self.postprocess(outputs, batched_inputs, images)

@@ -62,8 +62,8 @@ def panoptic_segmentation(
     the image then has missed segments but no wrong ones.
     """
     device = mask_logits.device
-    rows, row_of = (x.to(device) for x in _nearest(image_size[0], size[0]))
-    columns, column_of = (x.to(device) for x in _nearest(image_size[1], size[1]))
+    rows, row_of = (x.to(device, non_blocking=True) for x in _nearest(image_size[0], size[0]))
+    columns, column_of = (x.to(device, non_blocking=True) for x in _nearest(image_size[1], size[1]))
     logits = _upsampled(mask_logits, padded_size, rows, columns)
     kept, merge = torch.arange(len(labels), device=device), True
     while len(kept):

@@ -70,6 +70,7 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
             l1_weight=keys.L1_WEIGHT,
             giou_weight=keys.GIOU_WEIGHT,
             no_object_weight=keys.NO_OBJECT_WEIGHT,
+            class_loss_mean=keys.CLASS_LOSS_MEAN,
         ),
         "postprocessor": Postprocessor(
             is_thing=which_are_things(
@@ -94,6 +95,7 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
         "pyramid": pyramid,
         "freeze_detr": cfg.MODEL.MASK_ON and (keys.FREEZE_DETR or bool(keys.FROZEN_WEIGHTS)),
         "inference_dtype": getattr(torch, keys.INFERENCE_DTYPE),
+        "images_alone": keys.IMAGES_ALONE,
         "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
     }

@@ -84,18 +84,18 @@ class Postprocessor(nn.Module):
         if predict_masks is None:
             return {"instances": instances if chosen is None else instances[chosen]}
         if chosen is None:
-            chosen = torch.ones_like(instances.scores, dtype=torch.bool)
-        counts = chosen.clone()
+            chosen = torch.arange(len(logits), device=logits.device)
+        wanted = chosen
         if self.panoptic is not None:
             queries, labels, scores = panoptic_queries(logits, self.panoptic.score_threshold)
-            counts[queries] = True
-        mask_logits = predict_masks(counts.nonzero().squeeze(1))
-        row = counts.cumsum(0) - 1  # (Q,): where a query's mask is among these
+            counts = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+            wanted = counts.index_fill_(0, torch.cat([chosen, queries]), True).nonzero().squeeze(1)
+        mask_logits = predict_masks(wanted)  # both kinds of queries are ascending
         sizes = {"padded_size": padded_size, "image_size": image_size, "size": size}
         results: dict[str, Any] = {}
         if self.panoptic is not None:
             results["panoptic_seg"] = panoptic_segmentation(
-                mask_logits[row[queries]],
+                mask_logits[torch.searchsorted(wanted, queries)],
                 labels,
                 scores,
                 is_thing=self.is_thing,
@@ -104,22 +104,22 @@ class Postprocessor(nn.Module):
                 **sizes,
             )
         instances = instances[chosen]
-        instances.pred_masks = instance_masks(mask_logits[row[chosen]], **sizes)
+        instances.pred_masks = instance_masks(mask_logits[torch.searchsorted(wanted, chosen)], **sizes)
         return {"instances": instances, **results}
 
     def _choose(self, instances: Instances) -> Tensor | None:
-        """(Q,) bool: which of an image's instances are kept; None for all of them."""
+        """(I,) int64, ascending: which of an image's Q instances are kept; None for all of them."""
         scores = instances.scores
         limited = self.max_detections is not None and 0 <= self.max_detections < len(scores)
         if not (self.has_stuff or self.score_threshold > 0 or limited):
-            return None  # an index by a mask would wait for the GPU
+            return None
         chosen = scores >= self.score_threshold
         if self.has_stuff:
             chosen &= self.is_thing[instances.pred_classes]
         if limited:
             order = scores.masked_fill(~chosen, -1).argsort(descending=True, stable=True)
-            chosen[order[self.max_detections :]] = False
-        return chosen
+            chosen.index_fill_(0, order[self.max_detections :], False)  # an assignment would copy the value, and wait
+        return chosen.nonzero().squeeze(1)  # waits for the GPU once; as a mask, every field would
 
     def postprocess(
         self,
@@ -163,10 +163,11 @@ def box_instances(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> Insta
     """
     height, width = size
     scores, classes = logits.float().softmax(-1)[:, :-1].max(-1)
-    scale = boxes.new_tensor([width, height, width, height])
+    in_pixels = Boxes(box_convert(boxes, "cxcywh", "xyxy"))
+    in_pixels.scale(width, height)  # a product with a tensor of the host would wait for its copy
     return Instances(
         (height, width),
-        pred_boxes=Boxes(box_convert(boxes, "cxcywh", "xyxy") * scale),
+        pred_boxes=in_pixels,
         scores=scores,
         pred_classes=classes,
         pred_queries=torch.arange(len(scores), device=scores.device),

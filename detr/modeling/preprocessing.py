@@ -23,15 +23,22 @@ class BaseDetr(HasCard, nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]) -> None:
-        """pixel_mean, pixel_std: of the image's channels, in the range 0..255."""
+    def __init__(self, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...], images_alone: bool = False) -> None:
+        """pixel_mean, pixel_std: of the image's channels, in the range 0..255
+        images_alone: whether in inference only images of one size share a batch, so that none is padded
+        """
         super().__init__()
+        self.images_alone = images_alone
         self.register_buffer("pixel_mean", per_channel(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", per_channel(pixel_std), persistent=False)
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def must_part(self, batched_inputs: list[dict[str, Any]]) -> bool:
+        """Whether these may not share a batch (see ``images_alone``)."""
+        return self.images_alone and len({x["image"].shape for x in batched_inputs}) > 1
 
 
 def per_channel(values: Sequence[float]) -> Tensor:

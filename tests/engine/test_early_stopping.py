@@ -97,7 +97,12 @@ def test_more_patience_goes_on_with_what_is_left_of_it(shapes_root, run_config):
     trainer.resume_or_load(resume=True)
     trainer.train()
     assert recorder.seen == (8, 8, 8)
-    assert saved(cfg)["trainer"]["hooks"]["EarlyStopping"] == {"best": 5.0, "best_iteration": 2, "not_better": 3}
+    assert saved(cfg)["trainer"]["hooks"]["EarlyStopping"] == {
+        "best": 5.0,
+        "best_iteration": 2,
+        "not_better": 3,
+        "metric": "bbox/AP",
+    }
 
 
 def test_values_that_are_not_finite_are_not_better(shapes_root, run_config):

@@ -2,7 +2,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from detr.engine.solver import build_optimizer, schedule_in_iterations
+from detr.engine.solver import build_optimizer, check_batch_size, keep_epochs, schedule_in_iterations
+from detr.engine.trainer import Trainer
 from detr.errors import InputError
 
 
@@ -33,6 +34,51 @@ def test_iterations_still_work(tiny_config):
 def test_a_drop_outside_the_training_is_reported(tiny_config, drops):
     with pytest.raises(InputError, match=r"must lie between 0 and SOLVER\.MAX_EPOCHS 5"):
         scheduled(tiny_config, 100, MAX_EPOCHS=5, DROP_EPOCHS=drops)
+
+
+SCALED = {"IMS_PER_BATCH": 16, "REFERENCE_WORLD_SIZE": 8, "BASE_LR": 1e-4, "WARMUP_ITERS": 1000, "MAX_EPOCHS": 300,
+          "DROP_EPOCHS": (200,), "CHECKPOINT_EPOCHS": 10}  # fmt: skip
+
+
+def scaled(tiny_config, ranks, settings):
+    """As a training on so many ranks has it, of COCO's 118,287 images."""
+    cfg = tiny_config({f"SOLVER.{key}": value for key, value in settings.items()})
+    cfg.TEST.EVAL_EPOCHS = 5
+    cfg.freeze()
+    return keep_epochs(cfg, Trainer.auto_scale_workers(schedule_in_iterations(cfg, 118287), ranks), 118287)
+
+
+def test_a_reference_world_size_scales_rates_and_keeps_epochs(tiny_config):
+    """On 2 ranks batches of 4: 118,287 // 4 = 29,571 iterations an epoch; 4 * (118,287 // 16) would be 29,568."""
+    cfg = scaled(tiny_config, 2, SCALED)
+    solver = cfg.SOLVER
+    rate = solver.BASE_LR
+    assert (solver.IMS_PER_BATCH, solver.WARMUP_ITERS) == (4, 4000)
+    assert rate == pytest.approx(2.5e-5)
+    assert (solver.MAX_ITER, solver.STEPS) == (29571 * 300, (29571 * 200,))
+    assert (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (29571 * 10, 29571 * 5)
+    assert solver.REFERENCE_WORLD_SIZE == 2
+    assert cfg.is_frozen()
+    again = keep_epochs(cfg, Trainer.auto_scale_workers(schedule_in_iterations(cfg, 118287), 2), 118287)
+    assert again.SOLVER.MAX_ITER == solver.MAX_ITER  # of what is scaled already
+
+
+def test_iterations_scale_as_in_detectron2_beside_periods_in_epochs(tiny_config):
+    settings = {key: value for key, value in SCALED.items() if "EPOCHS" not in key} | {"CHECKPOINT_EPOCHS": 1}
+    cfg = scaled(tiny_config, 16, {**settings, "MAX_ITER": 1000, "STEPS": (600,)})
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (500, (300,))
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == 118287 // 32
+    assert scaled(tiny_config, 8, SCALED).SOLVER.MAX_ITER == 118287 // 16 * 300  # nothing to scale
+
+
+def test_a_trainer_scales(shapes_root, run_config):
+    """On one process, from two: 48 images in batches of 3 instead of 6."""
+    settings = {"SOLVER.IMS_PER_BATCH": 6, "SOLVER.REFERENCE_WORLD_SIZE": 2, "SOLVER.MAX_EPOCHS": 2}
+    trainer = Trainer(run_config({**settings, "SOLVER.ACCUMULATION_STEPS": 3}))
+    assert (trainer.max_iter, trainer.cfg.SOLVER.IMS_PER_BATCH) == (2 * 16, 3)
+    assert trainer.optimizer.param_groups[-1]["initial_lr"] == pytest.approx(0.0005)
+    with pytest.raises(InputError, match=r"ACCUMULATION_STEPS is 2: it must divide .* 3 \(SOLVER.IMS_PER_BATCH 6 on 2"):
+        check_batch_size(run_config({**settings, "SOLVER.ACCUMULATION_STEPS": 2}))
 
 
 def test_a_negative_length_is_reported(tiny_config):
