@@ -159,7 +159,7 @@ def training_loader(loader: Any, seed: int) -> TrainingLoader | None:
     outer, loader = loader, loader.dataset if grouped else loader
     if type(loader) is not DataLoader or type(loader.dataset) is not ToIterableDataset:
         return None
-    stream = loader.dataset
+    stream: Any = loader.dataset
     if not (stream.shard_sampler and (grouped or loader.drop_last) and outer.batch_size):
         return None
     images = SeededImages(stream.dataset, seed)

@@ -143,6 +143,8 @@ class EvalHook(hooks.EvalHook):
 class PeriodicWriter(hooks.PeriodicWriter):
     """Detectron2's, which writes after every evaluation too: of values between two writings only the last is kept."""
 
+    _writers: list[EventWriter]
+
     def __init__(self, writers: list[EventWriter], period: int = 20, *, evaluation_period: int = 0) -> None:
         """evaluation_period: as EvalHook's, which comes before this hook."""
         super().__init__(writers, period)

@@ -123,7 +123,7 @@ class StopOnSignal(HookBase):
 
     def __init__(self, signals: StopSignals) -> None:
         self.signals = signals
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None
 
     def before_train(self) -> None:
         if comm.get_world_size() > 1 and dist.get_backend() == "nccl":

@@ -43,7 +43,7 @@ def create(name: str, arguments: Mapping[str, Any], pretrained: bool = False) ->
 
 def number_layers(body: nn.Module) -> dict[str, int]:
     """The layer of each parameter, by timm's count from the input; empty where features come without their model."""
-    model = getattr(body, "model", None)
+    model: Any = getattr(body, "model", None)
     if not hasattr(model, "group_matcher"):
         return {}
     group_parameters = _timm().models.group_parameters
