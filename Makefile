@@ -6,7 +6,7 @@ SETUP := PYTHON='$(PYTHON)' PYTHON_CHOSEN='$(filter-out file,$(origin PYTHON))' 
 BIN := .venv/bin
 SCRIPTS := $(wildcard train_net.py converter.py demo.py hubconf.py tools/*.py)
 
-.PHONY: help env oracle demo demo-panoptic test test-fast test-head checkout lint bench soak format clean distclean sweep
+.PHONY: help env oracle demo demo-panoptic test test-fast test-head checkout lint bench soak fuzz format clean distclean sweep
 
 help:
 	@echo 'make demo       trains a small DETR on drawn shapes and shows what it finds'
@@ -18,6 +18,7 @@ help:
 	@echo 'make bench      how fast, beside its peers: benchmarks/RESULTS.md, 45 minutes on two cores'
 	@echo '                (ARGS="inference losses" measures some parts, ARGS=--list names them)'
 	@echo 'make soak       an hour of training, killing and resuming (MINUTES=5 is shorter)'
+	@echo 'make fuzz       hostile data, images, configs and checkpoints: 2,000 cases  (CASES=500, ARGS="--seed 7")'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     ruff, with its corrections written'
 	@echo 'make env        builds .venv: torch, Detectron2 and the rest; the others call it'
@@ -57,6 +58,11 @@ bench: env oracle
 
 soak: env
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),60) $(ARGS)
+
+CASES ?= 2000
+
+fuzz: env
+	$(BIN)/python -m tests.fuzz --cases $(CASES) $(ARGS)
 
 lint: env
 	$(BIN)/python -m ruff check .

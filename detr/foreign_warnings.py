@@ -20,6 +20,8 @@ def hide_foreign_warnings() -> None:
             logger.addFilter(_Drop(text))
     # A class name in a script that matplotlib's font lacks is drawn as boxes.
     warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    # Detectron2 passes it to DistributedDataParallel, once a rank.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     # Detectron2's model zoo imports it, with setuptools older than 82.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 

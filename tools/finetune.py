@@ -26,7 +26,8 @@ from detr.checkpoint import set_score_threshold
 from detr.data.class_table import class_table
 from detr.data.loading import load_dataset
 from detr.data.metadata import class_names
-from detr.engine.defaults import check_output_folder, launch_on_gpus, setup
+from detr.engine.defaults import check_output_folder, setup
+from detr.engine.launching import is_first_process, launch, num_processes, was_restarted
 from detr.engine.trainer import Trainer
 from detr.errors import InputError, OneLineParser, exit_with_one_line
 from detr.evaluation.operating_point import OperatingPoint
@@ -85,18 +86,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     config = Path(args.output) / CONFIG
-    if args.resume:
+    if args.resume or (was_restarted() and config.is_file()):
         if not config.is_file():
             raise InputError(f"--resume: {args.output} has no {CONFIG}, so that there is no fine-tuning to go on with")
         if args.epochs is not None:
             args.opts = ["SOLVER.MAX_EPOCHS", str(args.epochs), *args.opts]
         args.opts = ["OUTPUT_DIR", args.output, *args.opts]  # the folder may have been moved
     else:
-        check_output_folder(args.output)
-        plan(args)
+        if is_first_process():  # the others wait for it in launch
+            check_output_folder(args.output)
+            plan(args)
         args.opts = []  # they are in the config now
     args.config_file, args.eval_only = str(config), False
-    launch_on_gpus(finetune, args)
+    launch(finetune, args)
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -106,7 +108,7 @@ def plan(args: argparse.Namespace) -> None:
         data = find_data(args.data, args.output)
     else:
         data = find_coco_data(args.train_json, args.train_images, args.val_json, args.val_images, args.output)
-    reasons = finetuning_config(cfg, data, args.output, args.opts, args.epochs, args.num_gpus)
+    reasons = finetuning_config(cfg, data, args.output, args.opts, args.epochs, num_processes(args.num_gpus))
     write_config(cfg, reasons, args.output)
     print("\n".join((*data.lines, *reasons)), flush=True)
 

@@ -6,11 +6,11 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
@@ -24,57 +24,57 @@ from detr.config_checks import check_names
 from detr.config_node import settle_schedule
 from detr.config_values import check_values
 from detr.engine import terminal
+from detr.engine.data_checks import on_main_process
 from detr.engine.disk_errors import expect_disk_errors
+from detr.engine.folder_lock import lock_folder
+from detr.engine.launching import launch
 from detr.engine.machine import fit_machine
 from detr.engine.options import merge_file, merge_options
 from detr.engine.registration import register_datasets
 from detr.engine.written_configs import keep_config, save_config
 from detr.errors import InputError, exit_with_one_line
+from detr.random_state import use_deterministic_operations
 from detr.whole_files import name_disk_errors
 
 logger = logging.getLogger(__name__)
 
 
 def parse_and_launch(main: Callable[[argparse.Namespace], Any], description: str) -> None:
-    """Detectron2's command line with ``--verbose``, and ``main(args)`` on every GPU that it asks for.
+    """Detectron2's command line with ``--verbose``, and ``main(args)`` on every process that it or torchrun asks for.
 
     Bad input ends the script with one line and status 2.
     """
     parser = default_argument_parser(description)
     parser.add_argument("--verbose", action="store_true", help="Detectron2's whole log on the terminal too")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same numbers in every run on the same machine, which may be slower; SEED is 0 where it is not set",
+    )
     args = parser.parse_args()
     resuming = "" if args.eval_only else "the same command with --resume goes on from the last checkpoint"
     with exit_with_one_line(resuming):
-        launch_on_gpus(
-            main, args, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url
-        )
-
-
-def launch_on_gpus(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace, **machines: Any) -> None:
-    """Runs ``main(args)`` on ``args.num_gpus`` GPUs, or on the CPU; machines: as of Detectron2's ``launch``.
-
-    Raises InputError where this machine has fewer GPUs.
-    """
-    if args.num_gpus > max(torch.cuda.device_count(), 1):
-        raise InputError(
-            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}: ask for no more "
-            "(without a GPU, leave the option out)"
-        )
-    launch(main, args.num_gpus, args=(args,), **machines)
+        launch(main, args, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of ``args.config_file`` and ``args.opts``, checked; starts Detectron2's logging.
 
+    With ``args.deterministic``, two runs give the same numbers.
     The log goes to OUTPUT_DIR/log.txt, and to the terminal where ``args.verbose`` is there and true; otherwise the
     terminal has our own few lines. The data sets in DATASETS.REGISTER are registered. Raises InputError for a config or
     a weights file that is missing, an unknown key or a wrong value.
     """
     cfg = load_config(args.config_file, args.opts)
+    if getattr(args, "deterministic", False):
+        use_deterministic_operations()
+        cfg.SEED, cfg.CUDNN_BENCHMARK = max(cfg.SEED, 0), False
     resumes = bool(args.resume) and holds_training(cfg.OUTPUT_DIR)
     check_config(cfg, training=not args.eval_only, resumes=resumes)
     if not (args.eval_only or args.resume):
         check_output_folder(cfg.OUTPUT_DIR)
+    if not args.eval_only:
+        on_main_process(partial(lock_folder, cfg.OUTPUT_DIR))
     register_datasets(cfg)
     cfg.freeze()
     verbose = getattr(args, "verbose", False)

@@ -6,15 +6,13 @@ import io
 import json
 import logging
 import os
-import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -32,6 +30,7 @@ from detectron2.utils import logger as detectron2_logger
 from detectron2.utils.file_io import PathManager
 
 from detr.errors import InputError
+from detr.random_state import preserved
 
 logger = logging.getLogger(__name__)
 
@@ -163,21 +162,16 @@ def _has_both_kinds(panoptic: dict[str, Any]) -> bool:
 def unchanged(model: torch.nn.Module, dataset_names: Collection[str]) -> Iterator[None]:
     """Restores what an evaluation changes: modes of modules, random states, metadata, counts of logged lines."""
     modes = [(module, module.training) for module in model.modules()]
-    states: list[tuple[Callable[[Any], None], Any]] = [
-        (random.setstate, random.getstate()),
-        (np.random.set_state, np.random.get_state()),
-    ]
     # Detectron2 writes a COCO file for a set of plain dicts, and its path into the metadata.
     metadata = {name: dict(vars(MetadataCatalog.get(name))) for name in dataset_names if name in MetadataCatalog}
     logged = dict(detectron2_logger._LOG_COUNTER)
     try:
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with preserved(), torch.random.fork_rng(gpus):
             yield
     finally:
         for module, training in modes:
             module.training = training
-        for restore, state in states:
-            restore(state)
         for name, attributes in metadata.items():
             vars(MetadataCatalog.get(name)).clear()
             vars(MetadataCatalog.get(name)).update(attributes)

@@ -5,20 +5,45 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from detectron2.checkpoint import Checkpointer
-from detectron2.engine import hooks
+from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
 from detr.checkpoint.files import damage
+from detr.engine.early_stopping import EarlyStopping
+from detr.engine.interruption import StoppedTraining, StopSignals
 from detr.engine.run_writers import RunWriter
 from detr.errors import DiskError, InputError
 from detr.evaluation.best_metric import is_better
 from detr.whole_files import copy_whole, name_disk_errors
 
 logger = logging.getLogger(__name__)
+
+
+def evaluated_steps(trainer_hooks: Sequence[HookBase]) -> int:
+    """How many steps were done at the last evaluation; 0 where there was none."""
+    return max((hook.evaluated for hook in trainer_hooks if isinstance(hook, EvalHook)), default=0)
+
+
+def finish_evaluation(trainer: TrainerBase, trainer_hooks: Sequence[HookBase], evaluated: int | None) -> None:
+    """Evaluates first where a training goes on from a checkpoint whose evaluation is not known to have ended.
+
+    A checkpoint is saved before its evaluation: without this, early stopping and the best checkpoint would miss one.
+
+    evaluated: ``evaluated_steps`` of the checkpoint; None where it does not say
+    """
+    start, evaluations = trainer.start_iter, [hook for hook in trainer_hooks if isinstance(hook, EvalHook)]
+    if not start or evaluated in (None, start) or not any(hook.is_due(start) for hook in evaluations):
+        return
+    logger.info("iteration %d has not been evaluated: evaluating first", start)
+    trainer.iter = trainer.storage.iter = start - 1
+    for hook in trainer_hooks:
+        if isinstance(hook, (EvalHook, EarlyStopping, hooks.BestCheckpointer, PeriodicWriter)):
+            hook.after_step()
+    trainer.iter = trainer.storage.iter = start
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
@@ -84,20 +109,35 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 
 
 class EvalHook(hooks.EvalHook):
-    """Detectron2's; a training that ends early, at an evaluation, is not evaluated twice."""
+    """Detectron2's; a training that ends early, at an evaluation, is not evaluated twice. A signal ends it at once."""
 
+    _period: int
     _eval_after_train: bool
-    _evaluated = 0  # steps that were done at the last evaluation
+    evaluated = 0  # steps that were done at the last evaluation
+
+    def __init__(self, eval_period: int, eval_function: Callable[[], Any], *, signals: StopSignals) -> None:
+        super().__init__(eval_period, eval_function)
+        self._signals = signals
 
     def _do_eval(self) -> None:
-        super()._do_eval()
-        self._evaluated = self.trainer.iter + 1
+        with self._signals.interruptible():
+            super()._do_eval()
+        self.evaluated = self.trainer.iter + 1
+
+    def is_due(self, steps: int) -> bool:
+        return self._period > 0 and steps % self._period == 0
 
     def after_train(self) -> None:
         # An error in the last step's hooks, as of a full disk, is not held up by an evaluation.
         finished = self.trainer.iter >= self.trainer.max_iter
-        self._eval_after_train = self._eval_after_train and finished and self._evaluated != self.trainer.iter
-        super().after_train()
+        self._eval_after_train = self._eval_after_train and finished and self.evaluated != self.trainer.iter
+        try:
+            super().after_train()
+        except StoppedTraining:
+            for hook in self.trainer._hooks:  # Detectron2 calls no further hook; the writers have metrics to write
+                if isinstance(hook, hooks.PeriodicWriter):
+                    hook.after_train()
+            raise
 
 
 class PeriodicWriter(hooks.PeriodicWriter):

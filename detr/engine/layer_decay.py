@@ -8,6 +8,7 @@ from torch import nn
 
 from detr.errors import InputError
 from detr.modeling.timm_backbone import TimmBackbone
+from detr.modeling.timm_models import number_layers
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
@@ -36,9 +37,7 @@ def _scales(module: nn.Module, decay: float) -> Iterator[tuple[str, float]]:
     if isinstance(module, (ViT, MViT)):
         for name, _ in module.named_parameters():
             yield name, get_vit_lr_decay_rate(f"backbone.{name}", decay, num_layers=len(module.blocks))
-    elif isinstance(module, TimmBackbone) and hasattr(inner := getattr(module.body, "model", None), "group_matcher"):
-        from timm.models import group_parameters  # an extra
-
-        layers = group_parameters(inner, inner.group_matcher(coarse=False), reverse=True)
+    elif isinstance(module, TimmBackbone):
+        layers = number_layers(module.body)
         for name, layer in layers.items():
-            yield f"body.model.{name}", decay ** (max(layers.values()) + 1 - layer)
+            yield f"body.{name}", decay ** (max(layers.values()) + 1 - layer)

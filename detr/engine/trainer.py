@@ -23,9 +23,13 @@ from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.loading import load_dataset
 from detr.data.statistics import Row
 from detr.engine import data_checks, solver, terminal
+from detr.engine.data_order import DataOrder
 from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
 from detr.engine.early_stopping import StoppableLoop, check_patience
+from detr.engine.folder_lock import lock_folder
+from detr.engine.hooks import evaluated_steps, finish_evaluation
+from detr.engine.interruption import StopSignals
 from detr.engine.progress import CountedTests
 from detr.engine.registration import register_datasets
 from detr.engine.run_writers import build_run_writers, check_logging
@@ -42,6 +46,7 @@ from detr.evaluation import evaluators
 from detr.evaluation.best_metric import check_best_metric, check_measured
 from detr.evaluation.evaluators import is_detr
 from detr.evaluation.results import results_table, results_text
+from detr.random_state import seed_random
 from detr.whole_files import name_disk_errors
 
 logger = logging.getLogger(__name__)
@@ -55,6 +60,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
     checkpointer: DetectionCheckpointer
     loss_loaders: dict[str, Any]  # for TEST.LOSS, by the name of the test set
+    _saved_evaluation: int | None = None  # of the checkpoint to resume from: steps before the last evaluation
     weight_average: WeightAverage | None = None  # for SOLVER.EMA_DECAY
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -101,13 +107,15 @@ class Trainer(DefaultTrainer, StoppableLoop):
         self.cfg = cfg
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        self._trainer = build_step(cfg, model, self.build_train_loader(cfg), optimizer)
+        self.data_order = DataOrder(cfg)
+        self._trainer = build_step(cfg, model, self.data_order.build(self.build_train_loader), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         if cfg.SOLVER.EMA_DECAY:
             self.weight_average = WeightAverage(self.checkpointer.model, cfg.SOLVER.EMA_DECAY)
             self.checkpointer.add_checkpointable(EMA, self.weight_average)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.signals = StopSignals()
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -149,15 +157,41 @@ class Trainer(DefaultTrainer, StoppableLoop):
     def train(self) -> dict[str, Any] | None:  # type: ignore[override]  # DefaultTrainer's signature
         """Trains, and returns the last evaluation's results where there are any.
 
+        Ctrl-C and SIGTERM end it after the step, saved, with StoppedTraining, which is a SystemExit.
+
         Before the first step, one image of each test set is evaluated, unless a subclass has its own ``test``.
         """
         cfg = self.cfg
+        data_checks.on_main_process(partial(lock_folder, cfg.OUTPUT_DIR))  # for scripts without `setup`
         show_training(cfg, self.model, self.checkpointer, self.start_iter, self._test_images)
         if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
             names = evaluate_one_image(type(self), cfg, self.model)
             data_checks.on_main_process(partial(check_measured, cfg, names))
-        super().train()  # type: ignore[call-arg]
+        with self.signals:
+            super().train()  # type: ignore[call-arg]
         return getattr(self, "_last_eval_results", None)
+
+    def before_train(self) -> None:
+        super().before_train()
+        finish_evaluation(self, self._hooks, self._saved_evaluation)
+
+    def before_step(self) -> None:
+        # Whatever was computed before, such as an evaluation, a step has the same random numbers.
+        seed_random(self.data_order.seed, comm.get_rank(), self.iter)
+        super().before_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As DefaultTrainer's, with the order of the training images and the last evaluation."""
+        state: dict[str, Any] = super().state_dict()
+        iterator, steps = self._trainer._data_loader_iter_obj, self.iter + 1 - self.start_iter
+        state["data_order"] = self.data_order.state_dict(iterator, steps)
+        return {**state, "evaluated": evaluated_steps(self._hooks)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.data_order.resume(state_dict.get("data_order"), self.build_train_loader)
+        self._trainer._data_loader_iter_obj = None  # a batch that was looked at is none of the training's
+        self._saved_evaluation = state_dict.get("evaluated")
 
     def run_step(self) -> None:
         """Raises FloatingPointError, in one line, where a loss is not finite; it names the losses."""

@@ -13,6 +13,7 @@ from detr.engine import terminal
 from detr.engine.early_stopping import EarlyStopping
 from detr.engine.health import HealthHook
 from detr.engine.hooks import BestCheckpointer, EvalHook, PeriodicCheckpointer, PeriodicWriter
+from detr.engine.interruption import StopOnSignal
 from detr.engine.metric_history import BoundedHistory
 from detr.engine.progress import TrainingProgress
 from detr.engine.validation_loss import validation_losses
@@ -46,8 +47,9 @@ def _in_place_of(trainer: Trainer, hook: Any) -> list[HookBase | None]:
         )
         return [checkpointer]
     if type(hook) is hooks.EvalHook:
-        evaluate = with_average(trainer.weight_average, hook._func)
-        return [EvalHook(period, evaluate), *_hooks_after_evaluation(trainer)]
+        signals, evaluate = trainer.signals, with_average(trainer.weight_average, hook._func)
+        evaluation = EvalHook(period, evaluate, signals=signals)
+        return [StopOnSignal(signals), evaluation, *_hooks_after_evaluation(trainer)]
     if type(hook) is hooks.PeriodicWriter:
         writer = PeriodicWriter(hook._writers, hook._period, evaluation_period=period)
         # As the writer, in the main process only.
@@ -59,14 +61,15 @@ def _hooks_after_evaluation(trainer: Trainer) -> list[HookBase]:
     cfg, period, after = trainer.cfg, trainer.cfg.TEST.EVAL_PERIOD, list[HookBase]()
     if trainer.loss_loaders:
         losses = partial(validation_losses, trainer.model, trainer.loss_loaders)
-        after.append(EvalHook(period, with_average(trainer.weight_average, losses)))
+        after.append(EvalHook(period, with_average(trainer.weight_average, losses), signals=trainer.signals))
     if not cfg.DATASETS.TEST or not period:
         return after
     metric = best_metric(cfg)
-    if comm.is_main_process() and is_detr(cfg):
-        after.append(BestCheckpointer(period, trainer.checkpointer, metric))
     if cfg.SOLVER.PATIENCE:
         after.append(
             EarlyStopping(patience=cfg.SOLVER.PATIENCE, period=period, metric=metric, checkpointer=trainer.checkpointer)
         )
+    if comm.is_main_process() and is_detr(cfg):
+        # The last, since its checkpoint holds what the others have made of the evaluation.
+        after.append(BestCheckpointer(period, trainer.checkpointer, metric))
     return after

@@ -14,7 +14,7 @@ from detr.data.panoptic_mapper import DetrPanopticMapper
 from detr.engine import data_checks, samplers
 
 # The training set while a Trainer is built: (DATASETS.TRAIN, dicts). Reading COCO twice would cost half a minute.
-_loaded: ContextVar[tuple[Any, list[dict[str, Any]]] | None] = ContextVar("loaded", default=None)
+_loaded: ContextVar[tuple[Any, Any] | None] = ContextVar("loaded", default=None)
 
 
 def build_detr_loader(cfg: CfgNode) -> Any:
@@ -28,9 +28,12 @@ def build_detr_loader(cfg: CfgNode) -> Any:
 
 
 @contextmanager
-def keep_for_loader(cfg: CfgNode, dicts: list[dict[str, Any]]) -> Iterator[None]:
-    """Inside, ``build_detr_loader`` need not load the training set; afterwards the loader has its own copy."""
-    token = _loaded.set((_source(cfg), dicts) if dicts else None)
+def keep_for_loader(cfg: CfgNode, dicts: Any) -> Iterator[None]:
+    """Inside, ``build_detr_loader`` need not load the training set; afterwards the loader has its own copy.
+
+    dicts: a list, or Detectron2's DatasetFromList, of which the loader makes no copy; an empty one is not taken
+    """
+    token = _loaded.set((_source(cfg), dicts) if len(dicts) else None)
     try:
         yield
     finally:

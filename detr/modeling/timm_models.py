@@ -41,6 +41,15 @@ def create(name: str, arguments: Mapping[str, Any], pretrained: bool = False) ->
     raise AssertionError("the last try has nothing that could be refused")
 
 
+def number_layers(body: nn.Module) -> dict[str, int]:
+    """The layer of each parameter, by timm's count from the input; empty where features come without their model."""
+    model = getattr(body, "model", None)
+    if not hasattr(model, "group_matcher"):
+        return {}
+    group_parameters = _timm().models.group_parameters
+    return {f"model.{name}": n for name, n in group_parameters(model, model.group_matcher(), reverse=True).items()}
+
+
 def _timm() -> ModuleType:
     try:
         import timm

@@ -105,7 +105,7 @@ def test_shapes_and_coco_pass(name, number, shapes_root, request):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (panoptic_json(segments=[(1, 3, 0)]), r"panoptic\.json: number 0 .*category_id 3, which is in none of the metadata's"),
+        (panoptic_json(segments=[(1, 3, 0)]), r"panoptic\.json: number 0 .*category_id 3, which is in none of"),
         ({"annotations": [{"image_id": 7, "file_name": "0.png"}]}, r"panoptic\.json: number 0 .*segments_info None"),
         (panoptic_json(segments=[]), "no segment at all"),
         (panoptic_json(categories=[(1, 1)]), r"panoptic\.json .*\(stuff\) has categories with the ids , but .* 5"),

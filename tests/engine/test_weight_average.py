@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from detr.checkpoint import DetrCheckpointer
@@ -92,6 +93,14 @@ def test_it_is_evaluated_and_saved_and_the_weights_come_back(shapes_root, run_co
     for name, (evaluation, step) in {"model_0000001": (0, 1), "model_final": (1, 3), "model_best": (1, 3)}.items():
         assert equal(saved(cfg, name)["model"], left[step])
         assert equal(saved(cfg, name)["model_ema"], evaluated[evaluation])
+
+
+def test_the_training_is_the_same_without_it(shapes_root, run_config):
+    steps = []
+    for decay in (0.0, 0.5):
+        seed_all_rng(3)
+        steps.append(run(run_config({**EMA, "SOLVER.EMA_DECAY": decay}))[2])
+    assert all(equal(a, b) for a, b in zip(*steps, strict=True))
 
 
 def test_what_takes_which_weights(shapes_root, run_config):

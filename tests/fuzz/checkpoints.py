@@ -19,7 +19,8 @@ from tests.conftest import QUICKSTART, TINY, as_opts
 from tests.fuzz.outcome import RIGHT, Kind, check_line
 
 ODD_CONTENTS: list[Any] = [{}, [], None, 3, "text", {"model": None}, {"model": {}}, {"model": {"x": 1}}, {1: 2},
-                           {"model": {"a.weight": [1, 2]}}, {"model": [torch.zeros(2)]}, {None: torch.zeros(2)}]  # fmt: skip
+                           {"model": {"a.weight": [1, 2]}}, {"model": [torch.zeros(2)]},
+                           {None: torch.zeros(2)}]  # fmt: skip
 
 
 class _Asks:
@@ -97,7 +98,8 @@ CHECKPOINTS = Kind(
     st.fixed_dictionaries(
         {
             "damage": st.sampled_from(
-                ["cut", "flip", "overwritten"] * 3 + ["moved", "tail", "zip", "code", "old pickle", "content", "empty", "text"]
+                ["cut", "flip", "overwritten"] * 3
+                + ["moved", "tail", "zip", "code", "old pickle", "content", "empty", "text"]
             ),
             "at": st.floats(0, 0.9999),
             "bit": st.integers(0, 7),

@@ -25,13 +25,23 @@ BASE = {
     "INPUT.MIN_SIZE_TEST": 64,
     "INPUT.MAX_SIZE_TEST": 64,
 }
-SECTIONS = ("MODEL.DETR", "MODEL.BACKBONE", "MODEL.RESNETS", "SOLVER", "INPUT", "DATALOADER", "TEST", "DATASETS", "LOGGING")
+SECTIONS = (
+    "MODEL.DETR",
+    "MODEL.BACKBONE",
+    "MODEL.RESNETS",
+    "SOLVER",
+    "INPUT",
+    "DATALOADER",
+    "TEST",
+    "DATASETS",
+    "LOGGING",
+)
 SINGLE = ("MODEL.MASK_ON", "MODEL.DEVICE", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.META_ARCHITECTURE",
           "MODEL.WEIGHTS", "SEED", "VIS_PERIOD", "CUDNN_BENCHMARK")  # fmt: skip
-VALUES: list[Any] = [0, 1, -1, 2, 3, 7, 17, 1000, 10**6, 10**9, 2**31, 2**63, 10**30, 0.0, 0.5, -0.5, 1.0, 2.5, 1e-30, 1e30,
-                     -1e30, math.inf, -math.inf, math.nan, True, False, "", "x", "none", "res9", "cuda:7", "é", (), (0,), (-1,),
-                     (1,), (64, 64), (64, 32), (1, 2, 3), (0.5, 0.5), (math.nan,), (10**9,), ("x",), (None,), [[]], [], {},
-                     None]  # fmt: skip
+VALUES: list[Any] = [0, 1, -1, 2, 3, 7, 17, 1000, 10**6, 10**9, 2**31, 2**63, 10**30, 0.0, 0.5, -0.5, 1.0, 2.5, 1e-30,
+                     1e30, -1e30, math.inf, -math.inf, math.nan, True, False, "", "x", "none", "res9", "cuda:7", "é",
+                     (), (0,), (-1,), (1,), (64, 64), (64, 32), (1, 2, 3), (0.5, 0.5), (math.nan,), (10**9,), ("x",),
+                     (None,), [[]], [], {}, None]  # fmt: skip
 
 
 @functools.cache

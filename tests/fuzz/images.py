@@ -109,7 +109,7 @@ def run(case: dict[str, Any], folder: Path) -> str:
         with Image.open(io.BytesIO(data)) as whole:
             whole.load()
             # PIL itself turns a TIFF.
-            turn = UPRIGHT[whole.getexif().get(0x0112, 1) if case["format"] != "TIFF" else 1]
+            turn = UPRIGHT.get(whole.getexif().get(0x0112, 1) if case["format"] != "TIFF" else 1, UPRIGHT[1])
             if whole.mode.startswith("I;16") or (whole.mode == "I" and case["format"] in ("PNG", "PPM")):
                 gray = np.round(np.asarray(whole).astype(float) / 65535 * 255)
                 expected = turn(np.repeat(gray[..., None], 3, axis=2))
@@ -149,12 +149,15 @@ def _check(path: Path, shape: tuple[int, int] | None) -> None:
     """What a training does before it starts."""
     size = size_in_file(str(path))
     assert shape is None or size == shape[::-1], f"the header says {size}, the image is {shape}"
+    height, width = shape or (10, 10)
+    refusal = None
     try:
-        height, width = shape or (10, 10)
         check_images([{"file_name": str(path), "height": height, "width": width}])
     except InputError as error:
-        check_line(error, str(path))
-        assert shape is None, f"refused before the training, and read by it: {error}"
+        refusal = error
+    if refusal is not None:
+        check_line(refusal, str(path))
+        assert shape is None, f"refused before the training, and read by it: {refusal}"
     else:
         # Of a JPEG that has its end only the header is read there.
         assert shape is not None or path.suffix == ".jpeg", "passes the check, and cannot be read"

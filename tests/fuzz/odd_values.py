@@ -13,14 +13,36 @@ DEEP, DIGITS, LONG = "@deep@", "@digits@", "@long@"  # stand for values that jso
 TOKENS = {f'"{DEEP}"': "[" * 10_000 + "]" * 10_000, f'"{DIGITS}"': "7" * 400, f'"{LONG}"': "9" * 5_000}
 
 NUMBERS: list[Any] = [0, -1, 1, 2, 3, 7, 0.5, -0.0, 1e-300, 300, 1e8, -1e8, 1e30, -1e30, 1e308, math.nan, math.inf,
-                      -math.inf, 65_536, 10**9, 2**31 - 1, 2**31, 2**32 + 1, 2**53 + 1, 2**63, -(2**63), 256**3]  # fmt: skip
-TEXTS = ["", " ", "7", "1.5", "-3", "nan", "x", "é", "\u0000", "a\nb", "../a.png", "/dev/zero", "/dev/stdin", ".", "9" * 30]
+                      -math.inf, 65_536, 10**9, 2**31 - 1, 2**31, 2**32 + 1, 2**53 + 1, 2**63, -(2**63),
+                      256**3]  # fmt: skip
+TEXTS = [
+    "",
+    " ",
+    "7",
+    "1.5",
+    "-3",
+    "nan",
+    "x",
+    "é",
+    "\u0000",
+    "a\nb",
+    "../a.png",
+    "/dev/zero",
+    "/dev/stdin",
+    ".",
+    "9" * 30,
+]
 OTHERS = [None, True, False, [], {}, [[]], [None], [1, 2, 3, 4], [1, 2, 3], ["1", "2", "3", "4"], {"id": 1}, DEEP,
           DIGITS, LONG]  # fmt: skip
 ODD = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(TEXTS), st.sampled_from(OTHERS))
-FREE = st.recursive(ODD | st.integers() | st.floats() | st.text(max_size=8), lambda x: st.lists(x, max_size=4) | (
-    st.dictionaries(st.sampled_from(["images", "annotations", "categories", "id", "bbox", "segments_info"]), x, max_size=4)
-), max_leaves=12)  # fmt: skip
+KEYS = ["images", "annotations", "categories", "id", "bbox", "segments_info"]
+FREE = st.recursive(
+    ODD | st.integers() | st.floats() | st.text(max_size=8),
+    lambda x: st.lists(x, max_size=4) | st.dictionaries(st.sampled_from(KEYS), x, max_size=4),
+    max_leaves=12,
+)
+CHANGES = ["set", "set", "nudge", "nudge", "nudge", "delete", "double", "wrap", "scale", "add"]
+FILES = ["changed"] * 12 + ["free", "cut", "bom", "utf-16", "byte", "tail", "empty", "as it is"]
 
 Path = tuple[Any, ...]
 
@@ -54,7 +76,7 @@ def changed(draw: Any, document: Any, extra_keys: Sequence[str] = ()) -> Any:
         parent = document
         for key in head:
             parent = parent[key]
-        kind = draw(st.sampled_from(["set", "set", "set", "delete", "double", "wrap", "scale", "add"]))
+        kind = draw(st.sampled_from(CHANGES))
         value = parent[last]
         if kind == "delete":
             del parent[last]
@@ -65,6 +87,9 @@ def changed(draw: Any, document: Any, extra_keys: Sequence[str] = ()) -> Any:
             parent.append(twin)
         elif kind == "wrap":
             parent[last] = draw(st.sampled_from([[value], {"0": value}, str(value)]))
+        elif kind == "nudge":
+            if isinstance(value, (int, float)) and last not in ("id", "image_id", "category_id"):
+                parent[last] = value + draw(st.sampled_from([-30, -5, -1, -0.5, 0.25, 3, 15, 40]))
         elif kind == "scale" and isinstance(value, (int, float)) and not isinstance(value, bool):
             parent[last] = value * draw(st.sampled_from([-1, 0, 2, 10, 1e3, 1e6]))
         elif kind == "add" and isinstance(value, dict) and extra_keys:
@@ -84,7 +109,7 @@ def _as_text(value: Any) -> str:
 @st.composite
 def json_files(draw: Any, document: Any, extra_keys: Sequence[str] = ()) -> bytes:
     """The bytes of a file that holds a changed document, damaged text or anything else."""
-    kind = draw(st.sampled_from(["changed"] * 12 + ["free", "cut", "bom", "utf-16", "byte", "tail", "empty", "as it is"]))
+    kind = draw(st.sampled_from(FILES))
     if kind == "changed":
         return _as_text(draw(changed(document, extra_keys))).encode("utf-8", "surrogatepass")
     data = as_json(document).encode()

@@ -150,7 +150,10 @@ def _compare(content: dict[str, Any], mapped: list[dict[str, Any]], ids: np.ndar
 
 PANOPTIC = Kind(
     st.fixed_dictionaries(
-        {"json": json_files(DOCUMENT, ["isthing", "iscrowd"]), "png": st.tuples(st.sampled_from(PNGS), st.floats(0, 0.99))}
+        {
+            "json": json_files(DOCUMENT, ["isthing", "iscrowd"]),
+            "png": st.tuples(st.sampled_from(PNGS), st.floats(0, 0.99)),
+        }
     ),
     run,
 )

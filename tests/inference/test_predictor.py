@@ -21,8 +21,8 @@ from detr.engine.trainer import Trainer
 from detr.errors import InputError
 from detr.export import export
 from detr.inference import image_inputs
-from detr.modeling.batches import BATCHES_AHEAD
 from detr.inference.predictor import Predictor
+from detr.modeling.batches import BATCHES_AHEAD
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
 from tests.lively import build_lively
 

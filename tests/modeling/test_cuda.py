@@ -1,26 +1,28 @@
 """What only a GPU shows: results equal to the CPU's, half precision, and how often the host waits for the device.
 
-tests/modeling/test_transfers.py counts the waits of the losses on any machine.
+tests/modeling/test_fake_cuda.py finds waits and mixed devices on any machine; its cases run here too.
 """
 
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from torch.overrides import TorchFunctionMode
 
 from detr.engine.solver import build_optimizer
 from tests.conftest import QUICKSTART, ROOT, TINY, make_input, with_masks
 from tests.engine.test_training import TRAINING, iterations, train
+from tests.fake_cuda import place
 from tests.lively import assert_same, build_lively
+from tests.modeling import cuda_cases
 from tests.modeling.training_parts import NO_NOISE, PARTS, build_pair
 
 PANOPTIC = ROOT / "configs" / "quickstart" / "shapes_panoptic.yaml"
-BOXES = [[10.0, 12.0, 50.0, 60.0], [60.0, 20.0, 100.0, 80.0]]
-SIZES = [(96, 128), (90, 101)]  # the second image is padded
 MODELS = {
     "boxes": {},
     "masks": {"MODEL.MASK_ON": True},
@@ -54,6 +56,23 @@ def no_waits() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+class WaitsAllowed(TorchFunctionMode):
+    """Inside ``no_waits``, functions of torch that are called in these places of detr/ may wait."""
+
+    def __init__(self, places: Collection[str]) -> None:
+        super().__init__()
+        self.places = places
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if place() not in self.places:
+            return func(*args, **(kwargs or {}))
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+
 @contextlib.contextmanager
 def counted_waits() -> Iterator[list[str]]:
     """Afterwards, the list holds where the host waited for the device."""
@@ -73,8 +92,8 @@ def training(tiny_config, name, objects=(2, 1)):
     cfg = tiny_config(MODELS[name])
     model = build_pair(tiny_config, MODELS[name])[1].to("cuda")
     batch = [
-        with_masks(make_input(BOXES[:count], [1, 3][:count], size, seed))
-        for seed, (count, size) in enumerate(zip(objects, SIZES, strict=True))
+        with_masks(make_input(cuda_cases.BOXES[:count], [1, 3][:count], size, seed))
+        for seed, (count, size) in enumerate(zip(objects, cuda_cases.SIZES, strict=True))
     ]
     return model, build_optimizer(cfg, model), batch
 
@@ -117,6 +136,19 @@ def test_losses_and_gradients_equal_the_cpus(tiny_config, name, objects):
         if not theirs.requires_grad:
             continue
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=0.02, atol=float(1e-3 * largest), msg=key)
+
+
+@pytest.mark.parametrize("name", cuda_cases.CASES)
+def test_training_and_inference_wait_in_the_known_places_only(name):
+    cfg, model = cuda_cases.build(name)
+    optimizer = build_optimizer(cfg, model.to("cuda").train())
+    batch = cuda_cases.batch()
+    cuda_cases.step(model, optimizer, batch)  # libraries initialize themselves
+    with EventStorage(), no_waits(), WaitsAllowed(cuda_cases.TRAINING):
+        cuda_cases.step(model, optimizer, batch)
+    model.eval()(batch)
+    with no_waits(), WaitsAllowed(cuda_cases.INFERENCE.get(name, ())):
+        model(batch)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -190,6 +190,25 @@ def test_the_mean_of_the_ranks_losses_is_that_of_one_process_where_the_mean_is_o
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", [i for i, (name, _) in enumerate(CASES) if "mean of all" in name])
+def test_a_step_leaves_the_parameters_of_one_process_where_the_mean_is_over_all(ranks, case):
+    name, objects = CASES[case]
+    model = build(name)
+    optimizer = build_optimizer(config(name), model)
+    sum(model([image_of(rank, count) for rank, count in enumerate(objects)]).values()).backward()
+    optimizer.step()
+    largest = max(p.grad.abs().max() for p in model.parameters() if p.grad is not None)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for key, parameter in model.named_parameters():
+        if parameter.grad is None:
+            continue
+        # AdamW's first step has the sign of the gradient, also of one that is nothing but rounding.
+        difference = (ranks[0][case][1][key] - parameter.detach()).abs() / rates[id(parameter)]
+        assert difference.max() < 2.01, key
+        assert difference[parameter.grad.abs() > 1e-4 * largest].lt(0.1).all(), key
+
+
+@pytest.mark.slow
 def test_two_ranks_with_two_parts_each_are_one_process_with_four_images(spawned):
     model = build(IN_PARTS)
     take_step(model, images_in_parts(), parts=1)

@@ -1,0 +1,65 @@
+"""One training a folder."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+
+import pytest
+
+from detr.engine import folder_lock
+from detr.engine.folder_lock import LOCK, lock_folder
+from detr.engine.trainer import Trainer
+from detr.errors import InputError
+
+
+@pytest.fixture
+def other_training(tmp_path):
+    """The process id of one that has locked tmp_path, with a process of its own that lives on."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        lock_folder(str(tmp_path))
+        worker = os.fork()
+        if worker:
+            os.write(writing, str(worker).encode())
+        signal.pause()
+    worker = int(os.read(reading, 20))
+    yield pid
+    for process in (pid, worker):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def test_a_second_training_is_refused_until_the_first_is_gone(tmp_path, other_training):
+    for _ in range(2):
+        with pytest.raises(InputError) as error:
+            lock_folder(str(tmp_path))
+        assert f"OUTPUT_DIR {tmp_path} belongs to a training that runs (pid {other_training} on " in str(error.value)
+        assert " since 20" in str(error.value)
+        assert "\n" not in str(error.value)
+    lock_folder(str(tmp_path / "second"))
+    os.kill(other_training, signal.SIGKILL)
+    os.waitpid(other_training, 0)  # its own process lives on
+    lock_folder(str(tmp_path))
+    lock_folder(f"{tmp_path}/../{tmp_path.name}")  # it has it
+    assert (tmp_path / LOCK).read_text().startswith(f"pid {os.getpid()} on ")
+
+
+@pytest.mark.usefixtures("shapes_root", "writers_are_closed")
+def test_a_trainer_without_setup_takes_the_lock_too(run_config, tmp_path, other_training):
+    with pytest.raises(InputError, match=f"pid {other_training} "):
+        Trainer(run_config({"OUTPUT_DIR": tmp_path})).train()
+
+
+def test_where_there_are_no_locks_a_training_goes_without(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", unsupported)
+    lock_folder(str(tmp_path))
+    lock_folder("s3://bucket/output")
+    assert not [path for _, path in folder_lock._held if path.startswith(str(tmp_path))]
