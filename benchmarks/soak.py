@@ -48,7 +48,7 @@ STARTING = 300.0  # seconds for a process to take its first step
 STOPPING = 120.0  # seconds for SIGTERM to be obeyed, and for children to end
 WARM_UP = 0.3  # of a life's steps, before memory is measured
 BLOCKS = 20  # of steps, whose means the line is fitted to: steps that follow each other are not independent
-ENOUGH = 400  # steps after the warm-up, for a slope to be judged
+ENOUGH = 1500  # steps after the warm-up, for a slope to be judged: the history of metrics is full after 1,000
 MOST = {"rss": 2.0, "files": 0.5}  # a 1,000 steps: MB, handles
 
 
