@@ -57,7 +57,7 @@ def test_a_checkpoint_that_does_not_fit_ends_the_training(shapes_root, run_confi
     before = f"model_000000{2 if last else 1}.pth"
     assert [path.name for path in folder.glob("*.pth")] == [before]
     assert (folder / "last_checkpoint").read_text() == before
-    assert not list(folder.glob(".*"))
+    assert not list(folder.glob(".*.part"))
     assert damage(str(folder / before)) is None
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
@@ -156,4 +156,4 @@ def test_the_script_ends_with_one_line_and_status_74(shapes_root, tmp_path):
     assert len(lines) == 2, result.stderr
     assert lines[0] == f"warning: cannot write {tmp_path}/run/log.txt (File too large): the log goes on without it"
     assert lines[1].startswith(f"error: cannot write {tmp_path}/run/model_0000000.pth (File too large; ")
-    assert not list((tmp_path / "run").glob(".*")) + list((tmp_path / "run").glob("*.pth"))
+    assert not list((tmp_path / "run").glob(".*.part")) + list((tmp_path / "run").glob("*.pth"))
