@@ -198,14 +198,18 @@ def damage_last(folder: Path, rng: random.Random) -> None:
 
 def live(folder: Path, environment: dict[str, str], rng: random.Random, most: float, figures: Figures) -> None:
     """One life, which ends in one of four ways after at most ``most`` seconds of training."""
-    before = list(folder.glob(".*.part"))
+    before, has_checkpoints = list(folder.glob(".*.part")), any(folder.glob("model_0*.pth"))
     life, how = Life(folder, environment), rng.choice(ENDS)
     figures.lives += 1
     figures.ends[how] = figures.ends.get(how, 0) + 1
     early = rng.random() < 0.1  # while it starts
     started = life.wait(lambda: life.steps, rng.uniform(0, 15) if early else STARTING)
     if started:
-        figures.leftovers += sum(path.exists() for path in before)
+        figures.leftovers += (left := sum(path.exists() for path in before))
+        if left:
+            figures.problems.append(f"life {figures.lives} left unfinished files of the one before")
+        if has_checkpoints and life.steps[0]["iteration"] == 0:
+            figures.problems.append(f"life {figures.lives} began again")
         life.wait(lambda: False, rng.uniform(0, most))
         if how == ENDS[1]:
             life.wait(lambda: any(folder.glob(".*.part")), 60, every=0.001)

@@ -120,15 +120,6 @@ def test_an_empty_folder_is_a_new_training(tmp_path):
     check_output_folder(str(tmp_path))
 
 
-def test_what_a_killed_training_was_writing_is_removed_by_the_next_alone(run):
-    leftover = run / ".model_0000009.pth.0123abcd.part"
-    leftover.touch()
-    DetrCheckpointer(nn.Linear(4, 3), str(run)).resume_or_load("", resume=True)  # an evaluation
-    assert leftover.exists()
-    resumed(run)
-    assert not leftover.exists()
-
-
 def test_any_flipped_bytes_are_refused_or_change_nothing(run, tmp_path):
     """Everywhere in the file: names, offsets, attributes, checksums and tensors."""
     whole = load_file(str(run / "model_final.pth"))
