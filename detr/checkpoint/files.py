@@ -74,8 +74,8 @@ def load_file(path: str, *, unsafe: bool = False) -> dict[str, Any]:
 def damage(path: str) -> str | None:
     """Why a checkpoint file is not as it was written, in a sentence that names it; None where it seems whole.
 
-    A zip file, as torch has written since 1.6, is compared with its checksums, one of another kind is loaded. What has a
-    path with a scheme, such as s3://, is not looked at.
+    A zip file, as torch has written since 1.6, is compared with its checksums. One of another kind is loaded. A path with
+    a scheme, such as s3://, is not looked at.
     """
     if "://" in path:
         return None

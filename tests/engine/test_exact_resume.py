@@ -27,7 +27,7 @@ from detr.data.shapes import ensure_shapes
 from detr.engine.interruption import StoppedTraining
 from detr.engine.trainer import Trainer
 from tests.conftest import ROOT
-from tests.engine.lives import LOSSES, STEPS, Losses, config, lines, train
+from tests.engine.lives import LOSSES, SETTINGS, STEPS, Losses, config, lines, train
 from tests.engine.test_early_stopping import EARLY, saved, trainer_with
 
 SHORT = {"SOLVER.MAX_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 3, "TEST.EVAL_PERIOD": 0, "SOLVER.PATIENCE": 0}
@@ -92,6 +92,8 @@ def test_killed_twenty_times_it_has_the_losses_of_the_whole_training(tmp_path):
     assert sum(len(run) for run in runs[1:]) > STEPS
     for run in runs:
         assert {x["iteration"] for x in run} == set(range(STEPS))
+        for earlier, later in itertools.pairwise(x["iteration"] for x in run):
+            assert later > earlier - SETTINGS["SOLVER.CHECKPOINT_PERIOD"]  # no more is done again
         for line in run:
             assert line == whole[line["iteration"]]
     metrics = [json.loads(x) for x in (tmp_path / "0" / "metrics.json").read_text().splitlines()]
