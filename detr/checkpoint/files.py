@@ -139,7 +139,7 @@ def _load_torch(path: str) -> Any:
 
 
 def _check_kind(path: str) -> None:
-    """Raises InputError for a file that begins like none of PyTorch's, as a web page, and for a zip file that is cut."""
+    """Raises InputError for a file that begins like none of PyTorch's, as a web page, and for a cut zip file."""
     with open(path, "rb") as file:
         start = file.read(16)
     if not start.startswith((b"PK", b"\x80")):
