@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from detectron2.engine import HookBase, hooks
-from detectron2.utils import comm
 
 from detr.engine import terminal
 from detr.engine.early_stopping import EarlyStopping
@@ -52,8 +51,14 @@ def _in_place_of(trainer: Trainer, hook: Any) -> list[HookBase | None]:
         return [StopOnSignal(signals), evaluation, *_hooks_after_evaluation(trainer)]
     if type(hook) is hooks.PeriodicWriter:
         writer = PeriodicWriter(hook._writers, hook._period, evaluation_period=period)
-        # As the writer, in the main process only.
-        return [HealthHook(trainer.model), writer] if cfg.LOGGING.HEALTH and is_detr(cfg) else [writer]
+        if not is_detr(cfg):
+            return [writer]
+        # As the writer, these are in the main process only.
+        health = [HealthHook(trainer.model)] if cfg.LOGGING.HEALTH else []
+        # The last, since its checkpoint says that the evaluation is done with all that the others make of it.
+        is_evaluated = cfg.DATASETS.TEST and period
+        best = [BestCheckpointer(period, trainer.checkpointer, best_metric(cfg))] if is_evaluated else []
+        return [*health, writer, *best]
     return [hook]
 
 
@@ -64,12 +69,9 @@ def _hooks_after_evaluation(trainer: Trainer) -> list[HookBase]:
         after.append(EvalHook(period, with_average(trainer.weight_average, losses), signals=trainer.signals))
     if not cfg.DATASETS.TEST or not period:
         return after
-    metric = best_metric(cfg)
     if cfg.SOLVER.PATIENCE:
+        metric = best_metric(cfg)
         after.append(
             EarlyStopping(patience=cfg.SOLVER.PATIENCE, period=period, metric=metric, checkpointer=trainer.checkpointer)
         )
-    if comm.is_main_process() and is_detr(cfg):
-        # The last, since its checkpoint holds what the others have made of the evaluation.
-        after.append(BestCheckpointer(period, trainer.checkpointer, metric))
     return after

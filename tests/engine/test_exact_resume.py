@@ -241,6 +241,22 @@ def test_an_evaluation_that_was_killed_is_repeated_first(shapes_root, run_config
     assert {x["iteration"]: x["bbox/AP"] for x in metrics if "bbox/AP" in x} == {1: 5, 3: 4, 5: 6, 7: 3, 9: 2}
 
 
+def test_metrics_of_an_evaluation_are_written_before_its_best_checkpoint(shapes_root, run_config):
+    """A training that is killed after that checkpoint does not evaluate again."""
+    trainer, _, _ = trainer_with(run_config({**EARLY, "SOLVER.MAX_ITER": 4}), [5.0, 4.0])
+    save, written = trainer.checkpointer.save, []
+
+    def watched(name, **kwargs):
+        save(name, **kwargs)
+        if name == "model_best":
+            written.append(Path(trainer.cfg.OUTPUT_DIR, "metrics.json").read_text())
+
+    trainer.checkpointer.save = watched
+    trainer.train()
+    assert len(written) == 1
+    assert '"bbox/AP": 5.0' in written[0]
+
+
 def test_a_training_may_stop_early_at_an_evaluation_that_was_killed(shapes_root, run_config):
     cfg = run_config({**EARLY, "SOLVER.PATIENCE": 1, "SOLVER.MAX_ITER": 12})
     with pytest.raises(IndexError):
