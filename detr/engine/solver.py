@@ -119,8 +119,8 @@ def check_batch_size(cfg: CfgNode) -> None:
     parts = cfg.SOLVER.ACCUMULATION_STEPS
     if parts < 1 or batch // ranks % parts:
         raise InputError(
-            f"SOLVER.ACCUMULATION_STEPS is {parts}: it must divide the images of a process in a step, {batch // ranks} "
-            f"(SOLVER.IMS_PER_BATCH {batch} on {ranks})"
+            f"SOLVER.ACCUMULATION_STEPS is {parts}: it must be at least 1 and divide the images of a process in a "
+            f"step, {batch // ranks} (SOLVER.IMS_PER_BATCH {batch} on {ranks})"
         )
 
 

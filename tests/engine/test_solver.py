@@ -77,7 +77,7 @@ def test_a_trainer_scales(shapes_root, run_config):
     trainer = Trainer(run_config({**settings, "SOLVER.ACCUMULATION_STEPS": 3}))
     assert (trainer.max_iter, trainer.cfg.SOLVER.IMS_PER_BATCH) == (2 * 16, 3)
     assert trainer.optimizer.param_groups[-1]["initial_lr"] == pytest.approx(0.0005)
-    with pytest.raises(InputError, match=r"ACCUMULATION_STEPS is 2: it must divide .* 3 \(SOLVER.IMS_PER_BATCH 6 on 2"):
+    with pytest.raises(InputError, match=r"ACCUMULATION_STEPS is 2: it must be .* divide .* 3 \(SOLVER.IMS_PER_BATCH 6 on 2"):
         check_batch_size(run_config({**settings, "SOLVER.ACCUMULATION_STEPS": 2}))
 
 
