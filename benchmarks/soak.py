@@ -80,7 +80,6 @@ class Figures:
     ends: dict[str, int] = field(default_factory=dict)
     statuses: dict[str, int] = field(default_factory=dict)  # after SIGTERM
     fallbacks: int = 0  # lives that have skipped a damaged checkpoint, or a last_checkpoint that was missing
-    leftovers: int = 0  # unfinished files that a start has left in the folder
     slopes: dict[str, Slope] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -198,14 +197,17 @@ def damage_last(folder: Path, rng: random.Random) -> None:
 
 def live(folder: Path, environment: dict[str, str], rng: random.Random, most: float, figures: Figures) -> None:
     """One life, which ends in one of four ways after at most ``most`` seconds of training."""
-    before = list(folder.glob(".*.part"))
+    before, has_checkpoints = list(folder.glob(".*.part")), any(folder.glob("model_0*.pth"))
     life, how = Life(folder, environment), rng.choice(ENDS)
     figures.lives += 1
     figures.ends[how] = figures.ends.get(how, 0) + 1
     early = rng.random() < 0.1  # while it starts
     started = life.wait(lambda: life.steps, rng.uniform(0, 15) if early else STARTING)
     if started:
-        figures.leftovers += sum(path.exists() for path in before)
+        if any(path.exists() for path in before):
+            figures.problems.append(f"life {figures.lives} left unfinished files of the one before")
+        if has_checkpoints and life.steps[0]["iteration"] == 0:
+            figures.problems.append(f"life {figures.lives} began again")
         life.wait(lambda: False, rng.uniform(0, most))
         if how == ENDS[1]:
             life.wait(lambda: any(folder.glob(".*.part")), 60, every=0.001)
@@ -278,7 +280,6 @@ def markdown(figures: Figures) -> str:
         "steps with the undisturbed training's losses": f"{figures.equal_steps} of {figures.steps}",
         "memory": f"{figures.slopes.get('rss', 'not measured')} MB per 1,000 steps",
         "open files": f"{figures.slopes.get('files', 'not measured')} per 1,000 steps",
-        "unfinished files left after a start": str(figures.leftovers),
         "problems": "; ".join(figures.problems) or "none",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

@@ -49,7 +49,8 @@ def use_deterministic_operations() -> None:
 def _seed_cpu(key: tuple[int, ...]) -> int:
     """Returns torch's seed."""
     # torch.manual_seed would, without a GPU, write down the stack of calls each time.
-    for_torch, for_random, *for_numpy = map(int, np.random.SeedSequence(key).generate_state(6))
+    # With the length of the key: to SeedSequence, zeros at the end are nothing.
+    for_torch, for_random, *for_numpy = map(int, np.random.SeedSequence((len(key), *key)).generate_state(6))
     for_torch |= for_numpy.pop() << 32
     torch.default_generator.manual_seed(for_torch)
     random.seed(for_random)

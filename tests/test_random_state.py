@@ -14,10 +14,11 @@ def draw():
 
 def test_keys_that_differ_in_one_number_give_unrelated_numbers():
     drawn = []
-    for key in ((1, 0, 5), (1, 0, 6), (1, 1, 5), (0, 1, 5), (1, 0, 5 + (1 << 32))):
+    keys = [(1, 0, 5), (1, 0, 6), (1, 1, 5), (0, 1, 5), (1, 0, 5 + (1 << 32)), (1,), (1, 0), (1, 0, 0)]
+    for key in keys:
         seed_random(*key)
         drawn += draw()
-    assert len(set(drawn)) == 15
+    assert len(set(drawn)) == 3 * len(keys)
     seed_random(1, 0, 5)
     assert list(draw()) == drawn[:3]
 

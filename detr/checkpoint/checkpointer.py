@@ -27,7 +27,6 @@ from detr.errors import InputError
 from detr.modeling.card import ModelCard
 from detr.modeling.meta_arch import Detr
 from detr.modeling.timm_backbone import load_pretrained
-from detr.whole_files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +68,6 @@ class DetrCheckpointer(DetectionCheckpointer):
         Raises InputError where a checkpoint to resume from is another model's or lacks a part.
         """
         last = choose_for_all_ranks(self.save_dir, self.path_manager) if resume else ""
-        if self.save_to_disk and self.checkpointables:  # not in an evaluation, beside which a training may write
-            remove_leftovers(self.save_dir)
         self._resumes = bool(last)
         try:
             return self.load(last) if last else self.load(path, checkpointables=[])

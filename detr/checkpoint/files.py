@@ -74,8 +74,11 @@ def load_file(path: str, *, unsafe: bool = False) -> dict[str, Any]:
 def damage(path: str) -> str | None:
     """Why a checkpoint file is not as it was written, in a sentence that names it; None where it seems whole.
 
-    A zip file, as torch has written since 1.6, is compared with its checksums. One of another kind is loaded.
+    A zip file, as torch has written since 1.6, is compared with its checksums. One of another kind is loaded. A path
+    with a scheme, such as s3://, is not looked at.
     """
+    if "://" in path:
+        return None
     try:
         _check_is_there(path)
         if zipfile.is_zipfile(path):
@@ -136,11 +139,13 @@ def _load_torch(path: str) -> Any:
 
 
 def _check_kind(path: str) -> None:
-    """Raises InputError for a file that begins like none of PyTorch's: a text, a web page in place of a download."""
+    """Raises InputError for a file that begins like none of PyTorch's, as a web page, and for a cut zip file."""
     with open(path, "rb") as file:
         start = file.read(16)
     if not start.startswith((b"PK", b"\x80")):
         raise InputError(f"{path} is no PyTorch file: it begins with {start!r}; was its download a web page?")
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is damaged: its end is missing; take another copy of it, or an earlier checkpoint")
 
 
 def _load_unrestricted(path: str) -> Any:

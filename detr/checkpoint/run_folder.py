@@ -73,7 +73,7 @@ def choose_for_all_ranks(folder: str, path_manager: Any = PathManager) -> str:
     if error:
         raise InputError(error)
     if reasons:
-        logger.warning("%s: going on from %s, the newest checkpoint that is whole", "; ".join(reasons), chosen)
+        logger.warning("going on from %s, the newest checkpoint that is whole: %s", chosen, "; ".join(reasons))
     return chosen
 
 

@@ -112,7 +112,7 @@ def _is_wide(x: dict[str, Any]) -> bool:
 class TrainingLoader(DataLoader[Any]):
     """Loads ``Batches`` of ``SeededImages``; what they hold depends on neither the workers nor their number.
 
-    An iteration begins with the batch number ``start``.
+    An iteration begins with the batch number that ``start`` of the batches is when its first one is taken.
     """
 
     dataset: SeededImages
@@ -124,7 +124,7 @@ class TrainingLoader(DataLoader[Any]):
         super().__init__(images, batch_sampler=batches, generator=generator, **options)
 
     def __iter__(self) -> "TrainingIterator":  # type: ignore[override]
-        return TrainingIterator(super().__iter__(), self.batch_sampler.start)
+        return TrainingIterator(self)
 
     def reload(self, other: "TrainingLoader") -> None:
         """Takes the images and batches of another loader."""
@@ -133,13 +133,20 @@ class TrainingLoader(DataLoader[Any]):
 
 
 class TrainingIterator(Iterator[Any]):
-    """Batches; ``taken``: how many have been taken since the beginning of the training."""
+    """Batches; ``taken``: how many have been taken since the beginning of the training.
 
-    def __init__(self, batches: Iterator[Any], taken: int) -> None:
-        self.batches, self.taken = batches, taken
+    Nothing is loaded before the first one is asked for, so that one made before a checkpoint is loaded begins there.
+    """
+
+    def __init__(self, loader: TrainingLoader) -> None:
+        self.loader, self.taken = loader, loader.batch_sampler.start
+        self._batches: Iterator[Any] | None = None
 
     def __next__(self) -> Any:
-        batch = next(self.batches)
+        if self._batches is None:
+            self.taken = self.loader.batch_sampler.start
+            self._batches = DataLoader.__iter__(self.loader)
+        batch = next(self._batches)
         self.taken += 1
         return batch
 

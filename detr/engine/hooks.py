@@ -99,7 +99,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
         self.recent_checkpoints.append(new)
         if len(self.recent_checkpoints) <= (self.max_to_keep or 0):
             return
-        if "://" not in new and (reason := damage(new)):
+        if reason := damage(new):
             logger.warning("%s: no earlier checkpoint is deleted", reason)
             return
         while len(self.recent_checkpoints) > (self.max_to_keep or 0):

@@ -18,6 +18,8 @@ from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
+from detr.checkpoint.files import damage
+
 logger = logging.getLogger(__name__)
 
 # Ctrl-C in a terminal reaches a rank twice, from the terminal and from the process that has started the ranks.
@@ -160,7 +162,9 @@ class StopOnSignal(HookBase):
             return
         iteration, prefix = self.trainer.iter, periodic.file_prefix
         name = f"{prefix}_final.pth" if iteration + 1 >= self.trainer.max_iter else f"{prefix}_{iteration:07d}.pth"
-        if os.path.basename(_last_saved(periodic.checkpointer)) != name:
+        last = _last_saved(periodic.checkpointer)
+        # One of that name may also be what a training that went on from an earlier checkpoint has skipped as damaged.
+        if os.path.basename(last) != name or damage(last):
             period, periodic.period = periodic.period, 1
             periodic.step(iteration)
             periodic.period = period
@@ -168,7 +172,7 @@ class StopOnSignal(HookBase):
 
 
 def _last_saved(checkpointer: Checkpointer) -> str:
-    """The path in ``last_checkpoint``; the file was just written, and need not be checked."""
+    """The path in ``last_checkpoint``, "" where there is none."""
     path = os.path.join(checkpointer.save_dir, "last_checkpoint")
     if not checkpointer.path_manager.isfile(path):
         return ""

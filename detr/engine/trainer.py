@@ -47,7 +47,7 @@ from detr.evaluation.best_metric import check_best_metric, check_measured
 from detr.evaluation.evaluators import is_detr
 from detr.evaluation.results import results_table, results_text
 from detr.random_state import seed_random
-from detr.whole_files import name_disk_errors
+from detr.whole_files import name_disk_errors, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +163,8 @@ class Trainer(DefaultTrainer, StoppableLoop):
         """
         cfg = self.cfg
         data_checks.on_main_process(partial(lock_folder, cfg.OUTPUT_DIR))  # for scripts without `setup`
+        if comm.is_main_process():  # before the lock, another training may be writing there
+            remove_leftovers(cfg.OUTPUT_DIR)
         show_training(cfg, self.model, self.checkpointer, self.start_iter, self._test_images)
         if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
             names = evaluate_one_image(type(self), cfg, self.model)
@@ -183,7 +185,7 @@ class Trainer(DefaultTrainer, StoppableLoop):
     def state_dict(self) -> dict[str, Any]:
         """As DefaultTrainer's, with the order of the training images and the last evaluation."""
         state: dict[str, Any] = super().state_dict()
-        iterator, steps = self._trainer._data_loader_iter_obj, self.iter + 1 - self.start_iter
+        iterator, steps = getattr(self._trainer, "_data_loader_iter_obj", None), self.iter + 1 - self.start_iter
         state["data_order"] = self.data_order.state_dict(iterator, steps)
         return {**state, "evaluated": evaluated_steps(self._hooks)}
 

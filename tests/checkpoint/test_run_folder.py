@@ -71,7 +71,8 @@ def test_a_damaged_last_one_falls_back_to_the_one_before(run, harm, caplog):
     assert resumed(run) == 7
     (line,) = (record.getMessage() for record in caplog.records if "going on from" in record.getMessage())
     assert "model_final.pth" in line
-    assert line.endswith(f"going on from {run}/model_0000007.pth, the newest checkpoint that is whole")
+    assert line.startswith(f"going on from {run}/model_0000007.pth, the newest checkpoint that is whole: ")
+    assert "RuntimeError" not in line
     (run / "model_0000007.pth").write_bytes(b"PK")
     assert resumed(run) == 4
     assert loop(run).resume_or_load("", resume=False) == {}
@@ -118,15 +119,6 @@ def test_an_empty_folder_is_a_new_training(tmp_path):
     assert not loop(tmp_path).has_checkpoint()
     assert loop(tmp_path / "none").get_checkpoint_file() == ""
     check_output_folder(str(tmp_path))
-
-
-def test_what_a_killed_training_was_writing_is_removed_by_the_next_alone(run):
-    leftover = run / ".model_0000009.pth.0123abcd.part"
-    leftover.touch()
-    DetrCheckpointer(nn.Linear(4, 3), str(run)).resume_or_load("", resume=True)  # an evaluation
-    assert leftover.exists()
-    resumed(run)
-    assert not leftover.exists()
 
 
 def test_any_flipped_bytes_are_refused_or_change_nothing(run, tmp_path):

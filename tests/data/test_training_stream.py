@@ -50,8 +50,8 @@ def test_it_begins_anywhere(grouped, workers):
     whole = take(training_loader(detectron2s(grouped), 0))
     for start in (1, 2, 7):
         loader = training_loader(detectron2s(grouped, workers), 0)
-        loader.batch_sampler.start = start
         batches = iter(loader)
+        loader.batch_sampler.start = start  # as a checkpoint that is loaded after a script has made its iterator
         assert take(batches, 3) == whole[start : start + 3]
         assert batches.taken == start + 3
 

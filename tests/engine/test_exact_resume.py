@@ -7,8 +7,10 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,10 @@ from torch.utils.data import Sampler
 
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.shapes import ensure_shapes
+from detr.engine.interruption import StoppedTraining
 from detr.engine.trainer import Trainer
 from tests.conftest import ROOT
-from tests.engine.lives import LOSSES, STEPS, Losses, config, lines, train
+from tests.engine.lives import LOSSES, SETTINGS, STEPS, Losses, config, lines, train
 from tests.engine.test_early_stopping import EARLY, saved, trainer_with
 
 SHORT = {"SOLVER.MAX_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 3, "TEST.EVAL_PERIOD": 0, "SOLVER.PATIENCE": 0}
@@ -44,18 +47,26 @@ def killed_at(iteration, base=Trainer):
     return Mortal
 
 
-def interrupted(folder, settings, trainer=Trainer, then=None):
-    """The losses of a training, of one that ends at iteration 4, and of its resumption from iteration 3."""
-    runs = ("whole", Trainer, {}), ("parts", killed_at(4), {}), ("parts", Trainer, then or {})
-    found = []
-    for number, (name, kind, changed) in enumerate(runs):
+def terminated_at(iteration, base=Trainer):
+    class Stopped(base):
+        def run_step(self):
+            if self.iter == iteration:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().run_step()
+
+    return Stopped
+
+
+def interrupted(folder, settings, trainer=Trainer, then=None, ends=None):
+    """The losses of a training, of one that ``ends``, and of its resumption: by default at 4, from iteration 3."""
+    found, ends = [], ends or partial(killed_at, 4)
+    for number, (name, changed) in enumerate((("whole", {}), ("parts", {}), ("parts", then or {}))):
         seed_all_rng(number // 2)  # a resumed training begins with other random numbers
         cfg = config(folder / name, {"DATASETS.TEST": "()", **SHORT, **settings, **changed})
         path = folder / f"{number}.jsonl"
         (folder / name).mkdir(exist_ok=True)
-        mixed = trainer if kind is Trainer else killed_at(4, trainer)
-        with pytest.raises(Killed) if kind is not Trainer else contextlib.nullcontext():
-            train(cfg, path, resume=number == 2, trainer=mixed)
+        with pytest.raises((Killed, StoppedTraining)) if number == 1 else contextlib.nullcontext():
+            train(cfg, path, resume=number == 2, trainer=ends(trainer) if number == 1 else trainer)
         found.append(lines(path))
     return found
 
@@ -81,6 +92,8 @@ def test_killed_twenty_times_it_has_the_losses_of_the_whole_training(tmp_path):
     assert sum(len(run) for run in runs[1:]) > STEPS
     for run in runs:
         assert {x["iteration"] for x in run} == set(range(STEPS))
+        for earlier, later in itertools.pairwise(x["iteration"] for x in run):
+            assert later > earlier - SETTINGS["SOLVER.CHECKPOINT_PERIOD"]  # no more is done again
         for line in run:
             assert line == whole[line["iteration"]]
     metrics = [json.loads(x) for x in (tmp_path / "0" / "metrics.json").read_text().splitlines()]
@@ -125,6 +138,20 @@ class WithOwnData(Trainer):
 def test_a_resumed_training_goes_on_as_the_whole_one(shapes_root, tmp_path, settings, trainer, caplog):
     check_equal(*interrupted(tmp_path, settings, trainer))
     assert "random numbers" not in caplog.text
+
+
+def test_after_sigterm_with_mixed_precision_parts_and_an_average(shapes_root, tmp_path):
+    """The losses, and in the end the weights, their average and the optimizer."""
+    settings = {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": "bfloat16", "SOLVER.ACCUMULATION_STEPS": 2}
+    whole, parts, resumed = interrupted(tmp_path, settings, ends=partial(terminated_at, 1))
+    assert len(whole) == 10  # two parts a step
+    assert (parts, resumed) == (whole[:4], whole[4:])
+    ends = [torch.load(tmp_path / name / "model_final.pth") for name in ("whole", "parts")]
+    for key in ("model", "model_ema"):
+        assert all(torch.equal(ends[0][key][name], ends[1][key][name]) for name in ends[0][key])
+    moments = [end["trainer"]["_trainer"]["optimizer"]["state"] for end in ends]
+    assert all(torch.equal(moments[0][i]["exp_avg_sq"], moments[1][i]["exp_avg_sq"]) for i in moments[0])
+    assert not all(torch.equal(ends[0]["model"][name], ends[0]["model_ema"][name]) for name in ends[0]["model"])
 
 
 def test_the_number_of_workers_may_change(shapes_root, tmp_path, caplog):
@@ -234,14 +261,20 @@ def run_a_rank(rank, folder):
     (Path(folder) / str(rank)).mkdir()
     for name in ("whole", "parts"):
         (Path(folder) / name).mkdir(exist_ok=True)
-    for number, (name, steps) in enumerate((("whole", 6), ("parts", 4), ("parts", 6))):
+    # The second life is ended by a signal to one of the ranks.
+    lives = (
+        ("whole", Trainer),
+        ("parts", killed_at(4)),
+        ("parts", terminated_at(4) if rank else Trainer),
+        ("parts", Trainer),
+    )
+    for number, (name, kind) in enumerate(lives):
         seed_all_rng(rank)
         settings = {**SHORT, "SOLVER.MAX_ITER": 6, "SOLVER.CHECKPOINT_PERIOD": 2, "DATASETS.TEST": "()", "SEED": -1}
-        cfg = config(Path(folder) / name, settings)
-        trainer = killed_at(steps)(cfg)
+        trainer = kind(config(Path(folder) / name, settings))
         trainer.register_hooks([Losses(trainer.model, Path(folder) / str(rank) / f"{number}.jsonl")])
-        trainer.resume_or_load(resume=number == 2)
-        with contextlib.suppress(Killed):
+        trainer.resume_or_load(resume=number > 1)
+        with contextlib.suppress(Killed, StoppedTraining):
             trainer.train()
     torch.distributed.destroy_process_group()
 
@@ -251,14 +284,14 @@ def test_two_ranks_go_on_and_one_takes_over(shapes_root, tmp_path, caplog):
     torch.multiprocessing.spawn(run_a_rank, args=(str(tmp_path),), nprocs=2)
     ranks = []
     for rank in range(2):
-        whole, parts, resumed = (lines(tmp_path / str(rank) / f"{number}.jsonl") for number in range(3))
-        assert (len(whole), parts, resumed) == (6, whole[:4], whole[4:])
+        whole, killed, stopped, resumed = (lines(tmp_path / str(rank) / f"{number}.jsonl") for number in range(4))
+        assert (len(whole), killed, stopped, resumed) == (6, whole[:4], whole[4:5], whole[5:])
         ranks.append(whole)
     assert ranks[0] != ranks[1]
     # One process goes on from a checkpoint of two; its batches have the images of both.
-    (tmp_path / "parts" / "last_checkpoint").write_text("model_0000003.pth")
+    (tmp_path / "whole" / "last_checkpoint").write_text("model_0000003.pth")
     settings = {**SHORT, "SOLVER.MAX_ITER": 6, "DATASETS.TEST": "()", "SEED": -1}
-    train(config(tmp_path / "parts", settings), tmp_path / "one.jsonl", resume=True)
+    train(config(tmp_path / "whole", settings), tmp_path / "one.jsonl", resume=True)
     assert caplog.text.count("uninterrupted training: processes 1, not 2") == 1
     one = [set(x["images"]) for x in lines(tmp_path / "one.jsonl")]
     assert one == [set(a["images"] + b["images"]) for a, b in zip(*ranks, strict=True)][4:]

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,19 @@ def test_a_second_training_is_refused_until_the_first_is_gone(tmp_path, other_tr
 def test_a_trainer_without_setup_takes_the_lock_too(run_config, tmp_path, other_training):
     with pytest.raises(InputError, match=f"pid {other_training} "):
         Trainer(run_config({"OUTPUT_DIR": tmp_path})).train()
+
+
+@pytest.mark.usefixtures("shapes_root", "writers_are_closed")
+def test_what_a_killed_training_was_writing_is_removed_with_the_lock_alone(run_config):
+    """Without it, another training may be writing that file."""
+    cfg = run_config()
+    leftover = Path(cfg.OUTPUT_DIR, ".model_0000009.pth.0123abcd.part")
+    leftover.touch()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert leftover.exists()
+    trainer.train()
+    assert not leftover.exists()
 
 
 def test_where_there_are_no_locks_a_training_goes_without(tmp_path, monkeypatch):

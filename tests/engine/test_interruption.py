@@ -11,6 +11,7 @@ import time
 import pytest
 from detectron2.engine import HookBase
 
+from detr.checkpoint.files import damage
 from detr.engine import interruption
 from detr.engine.interruption import StoppedTraining, StopSignals
 from detr.engine.trainer import Trainer
@@ -71,6 +72,17 @@ def test_a_step_between_checkpoints_is_saved_with_its_metrics(run_config):
     assert checkpoints(cfg) == ["model_0000001.pth"]
     with open(os.path.join(cfg.OUTPUT_DIR, "metrics.json")) as file:
         assert 1 in [row["iteration"] for row in map(json.loads, file)]
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_saved_again(run_config):
+    cfg = run_config({"SOLVER.MAX_ITER": 9, "SOLVER.CHECKPOINT_PERIOD": 2})
+    path = os.path.join(cfg.OUTPUT_DIR, "model_0000002.pth")
+    for resume in (False, True):
+        with pytest.raises(StoppedTraining):
+            trainer_that(cfg, Sends(2, signal.SIGTERM), resume=resume).train()
+        assert damage(path) is None
+        if not resume:
+            os.truncate(path, 1000)  # the second time it goes on from model_0000001.pth
 
 
 def test_in_the_last_step_the_final_checkpoint_is_saved_and_not_evaluated(run_config, monkeypatch):
