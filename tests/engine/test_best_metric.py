@@ -65,6 +65,8 @@ def test_values_are_compared_by_the_name_of_their_metric():
     assert is_better("bbox/AP", 2.0, 1.0)
     assert not is_better("bbox/AP", 1.0, 1.0)
     assert is_better("my_loss_set/bbox/AP", 2.0, 1.0)
+    assert is_better("bbox/AP-hair_loss", 2.0, 1.0)
+    assert is_better("bbox/AP-glossy", 2.0, 1.0)
     assert is_better("val_loss_ce", 1.0, 2.0)
     assert not is_better("val_loss", float("nan"), None)
 
