@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains a small DETR on drawn shapes on a laptop, evaluates it, and draws its predictions beside the ground truth.
 
-python tools/quickstart.py [--panoptic] [--verbose] [--output FOLDER] [KEY VALUE ...]
+python tools/quickstart.py [--panoptic] [--verbose] [--output FOLDER] [--resume] [KEY VALUE ...]
 """
 
 import detr  # noqa: F401  first: else importing Detectron2 warns of torch.jit
@@ -13,6 +13,7 @@ import itertools
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from detr.data.shapes import ensure_shapes
@@ -33,7 +34,7 @@ METRICS = (
 
 def main() -> None:
     args = parse_args()
-    output = free_folder(args.output)
+    output = last_folder(args.output) if args.resume else free_folder(args.output)
     config = CONFIGS / ("shapes_panoptic.yaml" if args.panoptic else "shapes_detection.yaml")
     what, minutes = ("boxes, masks and panoptic maps", 8) if args.panoptic else ("boxes", 6)
     print(
@@ -45,10 +46,12 @@ def main() -> None:
     print(ensure_shapes(), flush=True)
     opts = ["OUTPUT_DIR", str(output), *args.opts]
     cfg = setup(
-        argparse.Namespace(config_file=str(config), opts=opts, eval_only=False, resume=False, verbose=args.verbose)
+        argparse.Namespace(
+            config_file=str(config), opts=opts, eval_only=False, resume=args.resume, verbose=args.verbose
+        )
     )
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
+    trainer.resume_or_load(resume=args.resume)
     start = time.perf_counter()
     results = trainer.train() or {}
     taken = (time.perf_counter() - start) / 60
@@ -74,20 +77,32 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--panoptic", action="store_true", help="masks and panoptic maps too")
     parser.add_argument("--verbose", action="store_true", help="Detectron2's whole log on the terminal too")
     parser.add_argument("--output", default="output/quickstart", help="a folder; where it exists, a number is added")
+    parser.add_argument("--resume", action="store_true", help="go on with the last training in --output")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values, as for train_net.py")
     return parser.parse_args()
 
 
+def numbered(wanted: str) -> Iterator[Path]:
+    """``wanted``, wanted_2, wanted_3, ..."""
+    yield Path(wanted)
+    yield from (Path(f"{wanted}_{number}") for number in itertools.count(2))
+
+
 def free_folder(wanted: str) -> Path:
-    """``wanted``, or the first of wanted_2, wanted_3, ... that does not exist; it is made."""
-    for number in itertools.count(1):
-        folder = Path(wanted if number == 1 else f"{wanted}_{number}")
+    """The first of the numbered ones that does not exist; it is made."""
+    for folder in numbered(wanted):
         with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
     raise AssertionError("unreachable")
 
 
+def last_folder(wanted: str) -> Path:
+    """The last of the numbered ones that exist, or ``wanted``."""
+    there = list(itertools.takewhile(Path.is_dir, numbered(wanted)))
+    return there[-1] if there else Path(wanted)
+
+
 if __name__ == "__main__":
-    with exit_with_one_line():
+    with exit_with_one_line("the same command with --resume goes on from the last checkpoint"):
         main()

@@ -12,12 +12,14 @@ import detr  # noqa: F401  first: else importing Detectron2 warns of torch.jit
 
 # isort: split
 import argparse
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,9 +62,8 @@ class Training:
         command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc_per_node", str(self.processes)]
         command += ["--shutdown_timeout", str(SAVING), str(ROOT / "train_net.py"), "--resume", *self.arguments]
         print(shlex.join(command), flush=True)
-        warning = getattr(
-            signal, f"SIG{job.USR_SIG}"
-        )  # Slurm sends it to all processes, and it would end those of torch
+        # Slurm sends its warning to all processes, and it would end those of torch.
+        warning = getattr(signal, f"SIG{job.USR_SIG}")
         self.torchrun = subprocess.Popen(command, preexec_fn=partial(signal.signal, warning, signal.SIG_IGN))
         try:
             while self.torchrun.poll() is None:  # and not wait(), whose lock `checkpoint` could not get
@@ -111,13 +112,30 @@ def main() -> None:
         raise InputError(f"no Slurm here ({error}): run this where sbatch is, or with --cluster local") from error
     executor.update_parameters(name=args.name, timeout_min=round(60 * args.hours), **resources(args))
     given = [x for x in args.arguments if x != "--resume"]
-    job = executor.submit(Training(given, args.nodes, args.processes))
+    os.makedirs(logs, exist_ok=True)
+    with starts_print_to(os.path.join(logs, "local.log")) if args.cluster == "local" else contextlib.nullcontext():
+        job = executor.submit(Training(given, args.nodes, args.processes))
     cancel = f"scancel {job.job_id}" if args.cluster == "slurm" else f"kill -INT {job.job_id}"
     print(
         f"job {job.job_id} is submitted; it writes to {folder}\n"
         f"  {job.paths.stdout} and {job.paths.stderr.name}: what it prints\n"
         f"  {cancel} ends it, saved"
     )
+
+
+@contextlib.contextmanager
+def starts_print_to(path: str) -> Iterator[None]:
+    """Inside, processes that are started print to a file: who reads a pipe waits for the end of all that hold it."""
+    earlier = [(stream, os.dup(stream)) for stream in (1, 2)]
+    with open(path, "ab") as file:
+        for stream, _ in earlier:
+            os.dup2(file.fileno(), stream)
+    try:
+        yield
+    finally:
+        for stream, copy in earlier:
+            os.dup2(copy, stream)
+            os.close(copy)
 
 
 def resources(args: argparse.Namespace) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def checkpoint_to_resume(folder: str, path_manager: Any = PathManager) -> tuple[
             return path, []
         reasons.append(reason)
     elif os.path.exists(os.path.join(folder, LAST)):
-        reasons.append(f"{os.path.join(folder, LAST)} is empty")
+        reasons.append(f"{os.path.join(folder, LAST)} names no file")
     elif candidates:
         reasons.append(f"{os.path.join(folder, LAST)} is missing")
     by_age = {path: _iteration(path) for path in candidates if os.path.basename(path) != named}
@@ -87,9 +87,10 @@ def _of_training(folder: str) -> list[str]:
 def _named(folder: str, path_manager: Any) -> str:
     try:
         with path_manager.open(os.path.join(folder, LAST), "rb") as file:
-            return str(file.read().decode("utf-8", errors="replace").strip("\0 \t\r\n"))
+            name = str(file.read().decode("utf-8", errors="replace").strip("\0 \t\r\n"))
     except OSError:
         return ""
+    return name if name.isprintable() and "\ufffd" not in name else ""  # what is no text was damaged
 
 
 def _is_numbered(path: str) -> bool:

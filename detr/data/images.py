@@ -13,6 +13,8 @@ BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF
 WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
 EXIF_ORIENTATION, SIDEWAYS = 0x0112, range(5, 9)  # tag, and its values that turn an image by 90 degrees
 
+# Of INPUT.FORMAT: those of PIL that have a value of 0..255 for each channel, and Detectron2's own.
+FORMATS = ("RGB", "BGR", "L", "YUV-BT.601", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
 UNKNOWN_RANGES = {"I": "integer pixels of 32 bits or with a sign", "F": "floating-point pixels"}  # by PIL's mode
 
 
@@ -47,8 +49,11 @@ def check_regular(path: str) -> None:
 def to_pixels(image: Image.Image, image_format: str, path: str) -> np.ndarray:
     """The pixels of an open image, as ``read_image`` returns them; path: its name in an error.
 
-    Raises InputError where the range of its pixels is not known, and what PIL raises for a damaged file.
+    Raises InputError where the range of its pixels is not known and for an unknown ``image_format``, and what PIL
+    raises for a damaged file.
     """
+    if image_format not in FORMATS:
+        raise InputError(f"INPUT.FORMAT is {image_format!r}: it must be one of {', '.join(FORMATS)}")
     problem = range_problem(path, image)
     if problem:
         raise InputError(problem)

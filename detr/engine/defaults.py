@@ -26,7 +26,7 @@ from detr.config_values import check_values
 from detr.engine import terminal
 from detr.engine.data_checks import on_main_process
 from detr.engine.disk_errors import expect_disk_errors
-from detr.engine.folder_lock import lock_folder
+from detr.engine.folder_lock import check_unlocked, lock_folder
 from detr.engine.launching import launch
 from detr.engine.machine import fit_machine
 from detr.engine.options import merge_file, merge_options
@@ -163,7 +163,8 @@ def check_whole(reinitialized: list[str], would: str = "--eval-only would evalua
 
 
 def check_output_folder(folder: str) -> None:
-    """Raises InputError where a new training would write over the checkpoints of an earlier one, or cannot write."""
+    """Raises InputError where a new training would write over the files of another one, or cannot write."""
+    check_unlocked(folder)
     if "://" not in folder:
         there = os.path.abspath(folder)  # or what is there of the path to it
         while not os.path.exists(there):

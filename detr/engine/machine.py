@@ -4,6 +4,7 @@ import os
 import time
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
@@ -14,7 +15,8 @@ from detr.evaluation.evaluators import is_detr
 def fit_machine(cfg: CfgNode, training: bool = False) -> None:
     """Takes the CPU for a CUDA device that is not there, and no more workers than cores; both are printed.
 
-    Raises InputError for a training that asks for CUDA where there is none: it could take weeks.
+    Raises InputError for a training that asks for CUDA where there is none: it could take weeks. Also for one of
+    several processes that would share a GPU, or use none where nccl, which knows GPUs alone, is between them.
     """
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         if training:
@@ -24,6 +26,11 @@ def fit_machine(cfg: CfgNode, training: bool = False) -> None:
             )
         cfg.MODEL.DEVICE = "cpu"
         _note("MODEL.DEVICE asks for CUDA, which is not available here: going on with the CPU")
+    if training and comm.get_world_size() > 1 and dist.get_backend() == "nccl" and cfg.MODEL.DEVICE != "cuda":
+        raise InputError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but several processes on a machine with GPUs use one each: set "
+            "MODEL.DEVICE cuda, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU with torchrun"
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores < cfg.DATALOADER.NUM_WORKERS:
         _note(f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS} on {cores} cores: going on with {cores}")

@@ -64,7 +64,7 @@ def make_plan(
         share = min(fits, largest / num_gpus, images / STEPS_PER_EPOCH / num_gpus)
         share = 2 ** int(math.log2(max(share, 1)))
         batch = share * num_gpus
-        times = f", {num_gpus} GPUs times {share}" if num_gpus > 1 else ""
+        times = f", {num_gpus} processes times {share}" if num_gpus > 1 else ""
         reasons.append(
             f"batch {batch}{times}: the largest power of 2 up to {largest} that fits into {memory_gb:.0f} GB and "
             f"leaves {STEPS_PER_EPOCH} steps to an epoch"

@@ -12,6 +12,10 @@ from detr.config_node import SCHEDULE_PAIRS, settle_schedule
 from detr.engine.layer_decay import layer_scales
 from detr.errors import InputError
 
+CLIP_TYPES = ("full_model", "value", "norm")
+SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+WARMUPS = ("linear", "constant")
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,7 +23,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     """AdamW (or SGD) with the backbone's own learning rate and clipping of the whole gradient.
 
     ``SOLVER.WEIGHT_DECAY`` holds for every parameter, norms and biases too, as in the original.
-    Raises InputError for an unknown ``SOLVER.OPTIMIZER``.
+    Raises InputError for an unknown ``SOLVER.OPTIMIZER`` or ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``.
     """
     for key, default in (("WEIGHT_DECAY_NORM", 0.0), ("WEIGHT_DECAY_BIAS", None), ("BIAS_LR_FACTOR", 1.0)):
         if cfg.SOLVER[key] != default:
@@ -34,14 +38,13 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     if not params:
         raise InputError("no parameter is left to train: everything is frozen")
     kinds = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
-    if cfg.SOLVER.OPTIMIZER not in kinds:
-        raise InputError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}: it must be one of {', '.join(kinds)}")
+    _check_choice("OPTIMIZER", cfg.SOLVER.OPTIMIZER, tuple(kinds))
     if cfg.SOLVER.BASE_LR < 0:
         raise InputError(f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR}: a learning rate is at least 0, such as 0.0001")
-    if not cfg.SOLVER.BASE_LR and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR":  # it divides by it
-        raise InputError("SOLVER.BASE_LR is 0, with which WarmupCosineLR cannot compute: set SOLVER.BASE_LR 1e-20")
     kind, options = kinds[cfg.SOLVER.OPTIMIZER], _options(cfg)
     clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED:
+        _check_choice("CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, CLIP_TYPES)
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         optimizer = kind(params, **options)
         clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
@@ -109,6 +112,23 @@ def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type
     optimizer.register_step_pre_hook(clip)
 
 
+def check_schedule(cfg: CfgNode) -> None:
+    """Raises InputError for what Detectron2's ``build_lr_scheduler`` does not know or cannot compute."""
+    keys = cfg.SOLVER
+    _check_choice("LR_SCHEDULER_NAME", keys.LR_SCHEDULER_NAME, SCHEDULES)
+    _check_choice("WARMUP_METHOD", keys.WARMUP_METHOD, WARMUPS)
+    if keys.LR_SCHEDULER_NAME == "WarmupCosineLR" and not 0 <= keys.BASE_LR_END <= keys.BASE_LR > 0:
+        raise InputError(
+            f"SOLVER.BASE_LR is {keys.BASE_LR} and SOLVER.BASE_LR_END is {keys.BASE_LR_END}: WarmupCosineLR goes down "
+            "from the first, which must be above 0, to the second"
+        )
+
+
+def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"SOLVER.{key} is {value!r}: it must be one of {', '.join(choices)}")
+
+
 def check_batch_size(cfg: CfgNode) -> None:
     """Raises InputError for a batch that the ranks cannot share equally, or not compute in equal parts."""
     batch, ranks, reference = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.REFERENCE_WORLD_SIZE
@@ -119,8 +139,8 @@ def check_batch_size(cfg: CfgNode) -> None:
     parts = cfg.SOLVER.ACCUMULATION_STEPS
     if parts < 1 or batch // ranks % parts:
         raise InputError(
-            f"SOLVER.ACCUMULATION_STEPS is {parts}: it must divide the images of a process in a step, {batch // ranks} "
-            f"(SOLVER.IMS_PER_BATCH {batch} on {ranks})"
+            f"SOLVER.ACCUMULATION_STEPS is {parts}: it must be at least 1 and divide the images of a process in a "
+            f"step, {batch // ranks} (SOLVER.IMS_PER_BATCH {batch} on {ranks})"
         )
 
 

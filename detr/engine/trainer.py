@@ -239,6 +239,12 @@ class Trainer(DefaultTrainer, StoppableLoop):
         return super().build_optimizer(cfg, model)
 
     @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Detectron2's. Raises InputError as ``check_schedule``."""
+        solver.check_schedule(cfg)
+        return super().build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
     def evaluate(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         """Builds the model, loads MODEL.WEIGHTS, or with ``resume`` the last checkpoint, and evaluates it.
 

@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from detr.checkpoint.files import save_text
+from detr.whole_files import copy_whole
 
 
 @contextlib.contextmanager
@@ -19,20 +20,20 @@ def keep_config(folder: str, kept: bool) -> Iterator[None]:
     if not kept or not comm.is_main_process():
         yield
         return
-    # On a disk it stands aside meanwhile, so that it comes back from a full one too.
+    # On a disk there is a copy meanwhile, so that it comes back from a full one too.
     aside = "" if "://" in folder else os.path.join(folder, ".config.yaml.kept")
     before = None if aside else _read(path)
-    if aside and os.path.isfile(path) and not os.path.isfile(aside):  # else it stands aside since a killed run
-        os.replace(path, aside)
+    if aside and os.path.isfile(path) and not os.path.isfile(aside):  # else the copy is a killed run's
+        copy_whole(path, aside)
     try:
         yield
     finally:
-        if PathManager.isfile(path):
-            PathManager.rm(path)
         if before is not None:
             save_text(before, path)
         elif aside and os.path.isfile(aside):
             os.replace(aside, path)
+        elif PathManager.isfile(path):
+            PathManager.rm(path)
 
 
 def save_config(cfg: CfgNode, run: Literal["eval", "resume"]) -> None:

@@ -15,9 +15,9 @@ def best_metric(cfg: CfgNode) -> str:
 
 
 def less_is_better(metric: str) -> bool:
-    """Whether it is a loss or an error by its name: val_loss, my_val/val_loss_ce, class_error."""
-    last = metric.rpartition("/")[2]
-    return "loss" in last or "error" in last
+    """Whether it is a loss or an error by its name: val_loss, my_val/val_loss_ce, class_error; not bbox/AP-glossy."""
+    words = metric.rpartition("/")[2].split("_")
+    return "/AP-" not in metric and ("loss" in words or "error" in words)
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:

@@ -33,7 +33,7 @@ def build_detr_backbone(cfg: CfgNode) -> Backbone:
             raise
         raise InputError(
             f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} cannot be built ({type(error).__name__}: {error}): correct "
-            "the keys of MODEL.RESNETS, such as OUT_FEATURES, NUM_GROUPS and NORM, or MODEL.BACKBONE.FREEZE_AT"
+            "the keys of MODEL.RESNETS, such as DEPTH, OUT_FEATURES, NUM_GROUPS and NORM, or MODEL.BACKBONE.FREEZE_AT"
         ) from error
     if isinstance(backbone, ResNet) and cfg.MODEL.RESNETS.RES5_DILATION == 2 and "res5" in backbone.stage_names:
         _undilate_first_block(backbone)

@@ -95,9 +95,10 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
         "pyramid": pyramid,
         "freeze_detr": cfg.MODEL.MASK_ON and (keys.FREEZE_DETR or bool(keys.FROZEN_WEIGHTS)),
         "inference_dtype": getattr(torch, keys.INFERENCE_DTYPE),
-        "images_alone": keys.IMAGES_ALONE,
         "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+        # Only where it is asked for: subclasses whose constructors list their arguments need not know it.
+        **({"images_alone": True} if keys.IMAGES_ALONE else {}),
     }
 
 

@@ -88,7 +88,9 @@ def test_all_damaged_is_an_error_that_names_them(run):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\0\0\0"], ids=["missing", "empty", "zeros"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\0\0\0", b"\xff\xfe\0x"], ids=["missing", "empty", "zeros", "no text"]
+)
 def test_a_folder_without_last_checkpoint_is_not_empty(run, content, caplog):
     """The state after a kill between the first checkpoint and last_checkpoint."""
     (run / "last_checkpoint").unlink() if content is None else (run / "last_checkpoint").write_bytes(content)

@@ -70,6 +70,14 @@ def test_a_pipe_is_an_error_and_not_waited_for(tmp_path, read):
     assert size_in_file(path) is None
 
 
+@pytest.mark.parametrize("image_format", ["x", "P"])
+def test_a_format_that_images_cannot_have_is_an_error(tmp_path, image_format):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    for read in (read_image, image_inputs.read):
+        with pytest.raises(InputError, match=f"^INPUT.FORMAT is '{image_format}': it must be one of RGB, BGR, "):
+            read(str(tmp_path / "a.png"), image_format)
+
+
 def test_an_object_that_is_annotated_twice_is_warned_of(caplog):
     def annotation(box, category=0, **more):
         return {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": category, **more}

@@ -106,7 +106,10 @@ def test_shapes_and_coco_pass(name, number, shapes_root, request):
     ("content", "message"),
     [
         (panoptic_json(segments=[(1, 3, 0)]), r"panoptic\.json: number 0 .*category_id 3, which is in none of"),
-        ({"annotations": [{"image_id": 7, "file_name": "0.png"}]}, r"panoptic\.json: number 0 .*segments_info None"),
+        (
+            {**panoptic_json(), "annotations": [{"image_id": 7, "file_name": "0.png"}]},
+            r"panoptic\.json: number 0 .*segments_info None",
+        ),
         (panoptic_json(segments=[]), "no segment at all"),
         (panoptic_json(categories=[(1, 1)]), r"panoptic\.json .*\(stuff\) has categories with the ids , but .* 5"),
         (panoptic_json(categories=[(1, 0), (5, 0)]), r"\(thing\) has categories with the ids , but its metadata 1"),

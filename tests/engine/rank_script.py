@@ -29,6 +29,13 @@ class FaultyTrainer(Trainer):
     def build_hooks(self):
         return [Fault(), *super().build_hooks()]
 
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        """Before other ranks are waited for in an evaluation."""
+        if KIND == "evaluation" and comm.get_rank() == int(RANK):
+            raise ZeroDivisionError("this rank alone fails")
+        return super().build_test_loader(cfg, dataset_name)
+
 
 def main(args):
     if KIND == "input":

@@ -54,7 +54,7 @@ def test_another_metric_does_not_go_on_from_the_best_value_of_the_one_before(sha
     cfg = run_config({**EARLY, "SOLVER.MAX_ITER": 4, "SOLVER.PATIENCE": 9})
     assert stop(cfg, [1, 1]) == [4, 2]
     cfg.TEST.BEST_METRIC, cfg.SOLVER.MAX_ITER = "bbox/AP50", 8
-    Evaluated.values = [1.0, 2.0]
+    Evaluated.values = [0.5, 1.0, 2.0]  # the first of the evaluation after the checkpoint, which is made again
     trainer = Evaluated(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
@@ -65,6 +65,8 @@ def test_values_are_compared_by_the_name_of_their_metric():
     assert is_better("bbox/AP", 2.0, 1.0)
     assert not is_better("bbox/AP", 1.0, 1.0)
     assert is_better("my_loss_set/bbox/AP", 2.0, 1.0)
+    assert is_better("bbox/AP-hair_loss", 2.0, 1.0)
+    assert is_better("bbox/AP-glossy", 2.0, 1.0)
     assert is_better("val_loss_ce", 1.0, 2.0)
     assert not is_better("val_loss", float("nan"), None)
 

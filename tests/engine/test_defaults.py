@@ -239,6 +239,16 @@ def test_what_is_there_is_left_alone(tiny_config, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_processes_between_which_nccl_is_have_a_gpu_each(device, tiny_config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "nccl")
+    with pytest.raises(InputError, match=f"MODEL.DEVICE is {device}, but several processes .* set MODEL.DEVICE cuda"):
+        fit_machine(tiny_config({"MODEL.DEVICE": device}), training=True)
+    fit_machine(tiny_config({"MODEL.DEVICE": "cuda"}), training=True)
+
+
 @pytest.mark.parametrize("error", [InputError("what is wrong"), FloatingPointError("what is wrong")])
 def test_bad_input_ends_with_one_line(error, capsys):
     from_worker = RuntimeError(f"Caught in a worker\nTraceback ...\n{type(error).__name__}: {error}\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from detr.engine import folder_lock
+from detr.engine.defaults import check_output_folder
 from detr.engine.folder_lock import LOCK, lock_folder
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
@@ -42,11 +43,21 @@ def test_a_second_training_is_refused_until_the_first_is_gone(tmp_path, other_tr
         assert f"OUTPUT_DIR {tmp_path} belongs to a training that runs (pid {other_training} on " in str(error.value)
         assert " since 20" in str(error.value)
         assert "\n" not in str(error.value)
+        with pytest.raises(InputError, match="belongs to a training that runs"):
+            check_output_folder(str(tmp_path))  # before tools write their plans
     lock_folder(str(tmp_path / "second"))
     os.kill(other_training, signal.SIGKILL)
     os.waitpid(other_training, 0)  # its own process lives on
+    check_output_folder(str(tmp_path))
     lock_folder(str(tmp_path))
     lock_folder(f"{tmp_path}/../{tmp_path.name}")  # it has it
+    check_output_folder(str(tmp_path))
+    if not (pid := os.fork()):
+        with contextlib.suppress(InputError):
+            lock_folder(str(tmp_path))
+            os._exit(1)
+        os._exit(7)  # refused: no descriptor that was closed has released the lock
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     assert (tmp_path / LOCK).read_text().startswith(f"pid {os.getpid()} on ")
 
 

@@ -37,7 +37,7 @@ def test_an_epoch_of_a_small_set_has_eight_steps_where_it_can(images, batch):
 def test_gpus_have_equal_shares_of_a_batch(images, num_gpus, batch):
     plan = make_plan(images, PHOTO, 80, on_gpu=True, pretrained=True, num_gpus=num_gpus)
     assert plan.batch == batch
-    assert plan.reasons[0].startswith(f"batch {batch}, {num_gpus} GPUs times {batch // num_gpus}: ")
+    assert plan.reasons[0].startswith(f"batch {batch}, {num_gpus} processes times {batch // num_gpus}: ")
 
 
 def test_even_where_memory_is_too_small_a_batch_has_an_image():

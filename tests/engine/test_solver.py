@@ -77,7 +77,9 @@ def test_a_trainer_scales(shapes_root, run_config):
     trainer = Trainer(run_config({**settings, "SOLVER.ACCUMULATION_STEPS": 3}))
     assert (trainer.max_iter, trainer.cfg.SOLVER.IMS_PER_BATCH) == (2 * 16, 3)
     assert trainer.optimizer.param_groups[-1]["initial_lr"] == pytest.approx(0.0005)
-    with pytest.raises(InputError, match=r"ACCUMULATION_STEPS is 2: it must divide .* 3 \(SOLVER.IMS_PER_BATCH 6 on 2"):
+    with pytest.raises(
+        InputError, match=r"ACCUMULATION_STEPS is 2: it must be .* divide .* 3 \(SOLVER.IMS_PER_BATCH 6 on 2"
+    ):
         check_batch_size(run_config({**settings, "SOLVER.ACCUMULATION_STEPS": 2}))
 
 
@@ -120,6 +122,22 @@ def test_an_unknown_optimizer_is_reported(tiny_config):
         build_optimizer(tiny_config({"SOLVER.OPTIMIZER": "ADAM"}), torch.nn.Linear(1, 1))
     with pytest.raises(InputError, match=r"BASE_LR is -1\.0: a learning rate is at least 0"):
         build_optimizer(tiny_config({"SOLVER.BASE_LR": -1.0}), torch.nn.Linear(1, 1))
-    settings = {"SOLVER.BASE_LR": 0.0, "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}
-    with pytest.raises(InputError, match="BASE_LR is 0, with which WarmupCosineLR cannot compute"):
-        build_optimizer(tiny_config(settings), torch.nn.Linear(1, 1))
+    with pytest.raises(InputError, match=r"CLIP_TYPE is 'x': it must be one of full_model, value, norm"):
+        build_optimizer(tiny_config({"SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "x"}), torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"LR_SCHEDULER_NAME": "x"}, "LR_SCHEDULER_NAME is 'x': it must be one of WarmupMultiStepLR, WarmupCosineLR, "),
+        ({"WARMUP_METHOD": "x"}, "WARMUP_METHOD is 'x': it must be one of linear, constant"),
+        ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR": 0.0}, r"BASE_LR is 0\.0 and SOLVER\.BASE_LR_END is 0\.0: "),
+        ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 1.0}, r"BASE_LR_END is 1\.0: WarmupCosineLR goes down"),
+    ],
+    ids=str,
+)
+def test_a_schedule_that_detectron2_cannot_build_is_one_line(tiny_config, settings, message):
+    cfg = tiny_config({f"SOLVER.{key}": value for key, value in settings.items()})
+    optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)
+    with pytest.raises(InputError, match=message):
+        Trainer.build_lr_scheduler(cfg, optimizer)

@@ -200,7 +200,10 @@ def test_bfloat16_on_a_cpu_computes_products_and_not_losses(tiny_config):
     [
         ({"SOLVER.AMP.ENABLED": True}, r"float16 needs a GPU: set SOLVER\.AMP\.DTYPE bfloat16"),
         ({"SOLVER.AMP.DTYPE": "half"}, r"SOLVER\.AMP\.DTYPE is 'half': it must be one of float16, bfloat16"),
-        ({"SOLVER.ACCUMULATION_STEPS": 3}, r"ACCUMULATION_STEPS is 3: it must divide .* 4 \(SOLVER\.IMS_PER_BATCH 4"),
+        (
+            {"SOLVER.ACCUMULATION_STEPS": 3},
+            r"ACCUMULATION_STEPS is 3: it must be .* divide .* 4 \(SOLVER\.IMS_PER_BATCH 4",
+        ),
         ({"SOLVER.ACCUMULATION_STEPS": 0}, r"ACCUMULATION_STEPS is 0"),
     ],
 )

@@ -98,6 +98,18 @@ def test_a_config_that_contradicts_the_folder_is_reported(scripted, key, value, 
         build_model(cfg)
 
 
+def test_images_alone(scripted):
+    """Images of two sizes have the results of batches of one, which they do not have in one batch."""
+    model = load(str(scripted), "cpu")
+    inputs = [make_input([], [], size, seed) for seed, size in enumerate([(64, 96), (96, 64), (64, 96)])]
+    alone = [model([x])[0]["instances"].scores for x in inputs]
+    padded = model(inputs)[0]["instances"].scores
+    model.images_alone = True
+    for output, expected in zip(model(inputs), alone, strict=True):
+        torch.testing.assert_close(output["instances"].scores, expected, rtol=0, atol=1e-4)
+    assert (padded - alone[0]).abs().max() > 1e-3
+
+
 def test_training_is_refused(scripted):
     model = load(str(scripted), "cpu")
     with pytest.raises(InputError, match="cannot be trained: call eval"):

@@ -1,4 +1,4 @@
-"""Damaged checkpoints of a tiny model: they are refused, or every weight is that of the whole file."""
+"""Checkpoints of a tiny model, damaged or saved in other ways: refused, or with all weights of the whole file."""
 
 import functools
 import io
@@ -21,6 +21,9 @@ from tests.fuzz.outcome import RIGHT, Kind, check_line
 ODD_CONTENTS: list[Any] = [{}, [], None, 3, "text", {"model": None}, {"model": {}}, {"model": {"x": 1}}, {1: 2},
                            {"model": {"a.weight": [1, 2]}}, {"model": [torch.zeros(2)]},
                            {None: torch.zeros(2)}]  # fmt: skip
+
+
+SAVED_ANEW = ["old format", "double precision", "other keys", "other order"]
 
 
 class _Asks:
@@ -49,6 +52,18 @@ def damaged(case: dict[str, Any]) -> bytes:
     data, _ = whole()
     damage, place = case["damage"], int(case["at"] * len(data))
     file = io.BytesIO()
+    if damage == "none":
+        return data
+    if damage in SAVED_ANEW:
+        content = torch.load(io.BytesIO(data), weights_only=True)
+        if damage == "double precision":
+            content["model"] = {k: v.double() if v.is_floating_point() else v for k, v in content["model"].items()}
+        if damage == "other keys":
+            content = {case["byte"]: "another", **content, "note": {"any": [None, case["at"]]}}
+        if damage == "other order":
+            content["model"] = dict(sorted(content["model"].items(), reverse=True))
+        torch.save(content, file, _use_new_zipfile_serialization=damage != "old format")
+        return file.getvalue()
     if damage == "cut":
         return data[:place]
     if damage == "flip":
@@ -100,6 +115,7 @@ CHECKPOINTS = Kind(
             "damage": st.sampled_from(
                 ["cut", "flip", "overwritten"] * 3
                 + ["moved", "tail", "zip", "code", "old pickle", "content", "empty", "text"]
+                + ["none", *SAVED_ANEW] * 2
             ),
             "at": st.floats(0, 0.9999),
             "bit": st.integers(0, 7),

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from hypothesis import strategies as st
 
+from detr.data.shapes import ensure_shapes
 from detr.engine.defaults import check_config, load_config
 from detr.engine.trainer import Trainer
 from detr.errors import InputError
@@ -46,6 +48,7 @@ VALUES: list[Any] = [0, 1, -1, 2, 3, 7, 17, 1000, 10**6, 10**9, 2**31, 2**63, 10
 
 @functools.cache
 def defaults() -> CfgNode:
+    ensure_shapes(Path(os.environ["DETECTRON2_DATASETS"]), train_images=8, val_images=4)
     return load_config(str(QUICKSTART), as_opts(BASE))
 
 

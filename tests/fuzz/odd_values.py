@@ -42,7 +42,8 @@ FREE = st.recursive(
     max_leaves=12,
 )
 CHANGES = ["set", "set", "nudge", "nudge", "nudge", "delete", "double", "wrap", "scale", "add"]
-FILES = ["changed"] * 12 + ["free", "cut", "bom", "utf-16", "byte", "tail", "empty", "as it is"]
+FILES = ["changed"] * 8 + ["varied"] * 14 + ["free", "cut", "bom", "utf-16", "byte", "tail", "empty", "as it is"]
+VARIATIONS = ["shuffle", "drop", "twin", "float", "move", "move", "move", "crowd"]
 
 Path = tuple[Any, ...]
 
@@ -99,6 +100,45 @@ def changed(draw: Any, document: Any, extra_keys: Sequence[str] = ()) -> Any:
     return document
 
 
+@st.composite
+def varied(draw: Any, document: Any) -> Any:
+    """A copy of a document with one to four changes after which it may well be good."""
+    document = copy.deepcopy(document)
+    for _ in range(draw(st.integers(1, 4))):
+        kind, objects = draw(st.sampled_from(VARIATIONS)), document["annotations"]
+        if kind == "shuffle":
+            entries = document[draw(st.sampled_from(sorted(document)))]
+            entries[:] = draw(st.permutations(entries))
+            continue
+        entry = draw(st.sampled_from(objects))
+        if kind == "drop" and len(objects) > 1:
+            objects.remove(entry)
+        elif kind == "twin":
+            objects.append({**copy.deepcopy(entry), "id": max(x.get("id", 0) for x in objects) + 1})
+        elif kind == "crowd":
+            entry["iscrowd"] = draw(st.sampled_from([0, 1, False, True, None]))
+        elif kind == "float":
+            *head, last = draw(st.sampled_from(list(_paths(entry))))
+            parent = _inside(entry, head)
+            if type(parent[last]) is int:
+                parent[last] = float(parent[last])
+        elif kind == "move":
+            paths = [path for path in _paths(entry) if path[0] in ("bbox", "area") or path[:1] == ("segmentation",)]
+            numbers = [
+                path for path in paths if isinstance(_inside(entry, path), (int, float)) and "counts" not in path
+            ]
+            if numbers and "size" not in (path := draw(st.sampled_from(numbers))):
+                step = draw(st.sampled_from([-5, -1, -0.5, 0.25, 3, 15]))
+                _inside(entry, path[:-1])[path[-1]] += step
+    return document
+
+
+def _inside(value: Any, path: Sequence[Any]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
 def _as_text(value: Any) -> str:
     text = as_json(value)
     for token, replacement in TOKENS.items():
@@ -112,6 +152,8 @@ def json_files(draw: Any, document: Any, extra_keys: Sequence[str] = ()) -> byte
     kind = draw(st.sampled_from(FILES))
     if kind == "changed":
         return _as_text(draw(changed(document, extra_keys))).encode("utf-8", "surrogatepass")
+    if kind == "varied":
+        return as_json(draw(varied(document))).encode()
     data = as_json(document).encode()
     if kind == "free":
         return _as_text(draw(FREE)).encode("utf-8", "surrogatepass")

@@ -24,14 +24,12 @@ def main(options: argparse.Namespace) -> None:
     import hypothesis
     from hypothesis import HealthCheck, Phase, given, settings
 
-    from detr.data.shapes import ensure_shapes
     from tests.fuzz.outcome import DEFECT, Kind, empty_folder
 
     logging.disable(logging.INFO)
     # What numpy says of NaN, say; a large photo that PIL reads is none.
     warnings.simplefilter("error", RuntimeWarning)
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
-    ensure_shapes(Path(os.environ["DETECTRON2_DATASETS"]), train_images=8, val_images=4)
     kind: Kind = getattr(importlib.import_module(f"tests.fuzz.{options.kind}"), options.kind.upper())
     mapped = _status("VmSize")
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESS_SPACE, resource.RLIM_INFINITY))

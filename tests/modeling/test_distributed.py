@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from detectron2.engine import create_ddp_model
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from detr.engine.defaults import load_config
 from detr.engine.solver import build_optimizer
@@ -76,6 +77,13 @@ def take_step(model, batch, parts):
         step.run_step()
 
 
+def count_exchange(exchanges, bucket):
+    """Of gradients between the ranks, which are sent in several buckets."""
+    if bucket.is_last():
+        exchanges.append(bucket.index())
+    return allreduce_hook(None, bucket)
+
+
 def step_of_a_rank(rank: int, folder: str) -> None:
     """Writes for every case the gradients, the parameters after a step of the optimizer, and the losses."""
     torch.distributed.init_process_group(
@@ -97,7 +105,10 @@ def step_of_a_rank(rank: int, folder: str) -> None:
     torch.save(results, f"{folder}/{rank}.pth")
     model = build(IN_PARTS)
     wrapped = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+    exchanges = []
+    wrapped.register_comm_hook(exchanges, count_exchange)
     take_step(wrapped, images_in_parts()[2 * rank : 2 * rank + 2], parts=2)
+    assert len(exchanges) == 1
     torch.save(gradients(model), f"{folder}/parts_{rank}.pth")
     torch.distributed.destroy_process_group()
 

@@ -19,7 +19,7 @@ CLASSES = 6
 SIZES = [(64, 96), (80, 64)]  # (height, width) of the ranks' images
 SMALL = {"num_classes": CLASSES, "enc_layers": 1, "dec_layers": 2, "dim_feedforward": 64, "dropout": 0.0}
 KEYS = {"NUM_CLASSES": CLASSES, "ENC_LAYERS": 1, "DEC_LAYERS": 2, "DIM_FEEDFORWARD": 64, "DROPOUT": 0.0}
-OBJECTS = [(2, 2), (3, 1), (0, 2), (0, 0)]  # of the ranks' images
+OBJECTS = [(3, 1), (0, 2), (0, 0)]  # of the ranks' images
 CASES = [(False, (3, 1)), *((True, objects) for objects in OBJECTS)]
 LR = 1e-4
 LR_OF_BACKBONE = 1e-5
@@ -123,5 +123,5 @@ def run_a_rank(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_a_step_of_two_ranks_is_the_originals(tmp_path):
-    """Boxes and masks; as many objects on each rank, more on one, all on one, and none at all."""
+    """Boxes and masks; more objects on one rank, all on one, and none at all."""
     torch.multiprocessing.spawn(run_a_rank, args=(str(tmp_path),), nprocs=2)

@@ -23,7 +23,7 @@ def recognize(path: str | os.PathLike[str]) -> DataFolder:
     """
     place = Path(os.path.abspath(os.path.expanduser(path)))
     if not place.exists():
-        raise InputError(f"{path} does not exist{_hint(place)}: give the folder of a data set")
+        raise InputError(f"{path} does not exist{_hint(place)}: give the folder or file of a data set")
     if place.is_file():
         return _recognize_file(place)
     try:
@@ -66,6 +66,8 @@ def _recognize_file(file: Path) -> DataFolder:
 
 def _hint(place: Path) -> str:
     parent = next(path for path in place.parents if path.is_dir())
+    if parent == parent.parent:  # the file system's root says nothing of data sets
+        return ""
     names = sorted(path.name for path in parent.iterdir() if not path.name.startswith("."))
     return (
         f"; {parent} has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else f"; {parent} is empty"
