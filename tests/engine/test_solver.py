@@ -120,9 +120,7 @@ def test_an_unknown_optimizer_is_reported(tiny_config):
         build_optimizer(tiny_config({"SOLVER.OPTIMIZER": "ADAM"}), torch.nn.Linear(1, 1))
     with pytest.raises(InputError, match=r"BASE_LR is -1\.0: a learning rate is at least 0"):
         build_optimizer(tiny_config({"SOLVER.BASE_LR": -1.0}), torch.nn.Linear(1, 1))
-    with pytest.raises(
-        InputError, match=r"CLIP_TYPE is 'x': it must be one of full_model, value, norm"
-    ):
+    with pytest.raises(InputError, match=r"CLIP_TYPE is 'x': it must be one of full_model, value, norm"):
         build_optimizer(tiny_config({"SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "x"}), torch.nn.Linear(1, 1))
 
 
