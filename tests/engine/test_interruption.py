@@ -51,7 +51,10 @@ def _handlers_come_back(shapes_root):
 
 
 @pytest.mark.parametrize(("signums", "status"), [([signal.SIGINT] * 2, 130), ([signal.SIGTERM, signal.SIGINT], 143)])
-def test_the_step_is_finished_and_saved_and_the_training_goes_on_from_there(run_config, capfd, signums, status):
+def test_the_step_is_finished_and_saved_and_the_training_goes_on_from_there(
+    run_config, capfd, monkeypatch, signums, status
+):
+    monkeypatch.setattr(interruption, "REPEAT", 60.0)  # on a busy machine the second signal may come late
     cfg = run_config({"SOLVER.MAX_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.CHECKPOINTS_KEPT": 2,
                       "DATALOADER.NUM_WORKERS": 1})  # fmt: skip
     with pytest.raises(StoppedTraining) as stopped:
