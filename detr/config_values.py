@@ -37,7 +37,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **{f"SOLVER.{key}": (0, MANY) for key in ("MAX_EPOCHS", "CHECKPOINT_EPOCHS", "CHECKPOINTS_KEPT", "PATIENCE")},
     **{f"SOLVER.{key}": (0, MANY) for key in ("MAX_ITER", "STEPS", "WARMUP_ITERS", "DROP_EPOCHS")},
     **{
-        f"SOLVER.{key}": (0, 1000) for key in ("BASE_LR", "BASE_LR_END", "BACKBONE_MULTIPLIER", "WEIGHT_DECAY", "GAMMA")
+        f"SOLVER.{key}": (0, 1e30) for key in ("BASE_LR", "BASE_LR_END", "BACKBONE_MULTIPLIER", "WEIGHT_DECAY", "GAMMA")
     },
     **{f"SOLVER.{key}": (0, 1) for key in ("MOMENTUM", "WARMUP_FACTOR")},
     "SOLVER.NUM_DECAYS": (0, 1000),

@@ -20,7 +20,9 @@ _held: dict[tuple[int, str], int] = {}
 
 
 def lock_folder(folder: str) -> None:
-    """Makes ``folder`` this process's own until it ends, however it ends; processes that it forks do not hold it.
+    """Makes ``folder`` this process's own until ``unlock_folder`` or its end, however it ends.
+
+    Processes that it forks do not hold it.
 
     The lock is a record lock of the operating system on FOLDER/.lock, which names the process. A file that a killed
     training has left is no obstacle. Remote folders ("s3://...") and file systems without locks go without.
@@ -41,6 +43,12 @@ def lock_folder(folder: str) -> None:
     with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+
+
+def unlock_folder(folder: str) -> None:
+    """Ends what ``lock_folder`` did, where it did."""
+    if (descriptor := _held.pop((os.getpid(), _lock_file(folder)), None)) is not None:
+        os.close(descriptor)
 
 
 def check_unlocked(folder: str) -> None:

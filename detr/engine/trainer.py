@@ -27,7 +27,7 @@ from detr.engine.data_order import DataOrder
 from detr.engine.defaults import check_whole
 from detr.engine.dry_run import evaluate_one_image
 from detr.engine.early_stopping import StoppableLoop, check_patience
-from detr.engine.folder_lock import lock_folder
+from detr.engine.folder_lock import lock_folder, unlock_folder
 from detr.engine.hooks import evaluated_steps, finish_evaluation
 from detr.engine.interruption import StopSignals
 from detr.engine.progress import CountedTests
@@ -165,13 +165,20 @@ class Trainer(DefaultTrainer, StoppableLoop):
         data_checks.on_main_process(partial(lock_folder, cfg.OUTPUT_DIR))  # for scripts without `setup`
         if comm.is_main_process():  # before the lock, another training may be writing there
             remove_leftovers(cfg.OUTPUT_DIR)
+        try:
+            self._train()
+        finally:
+            unlock_folder(cfg.OUTPUT_DIR)
+        return getattr(self, "_last_eval_results", None)
+
+    def _train(self) -> None:
+        cfg = self.cfg
         show_training(cfg, self.model, self.checkpointer, self.start_iter, self._test_images)
         if self.start_iter < self.max_iter and cfg.DATASETS.TEST and cfg.TEST.DRY_RUN and not self._overrides("test"):
             names = evaluate_one_image(type(self), cfg, self.model)
             data_checks.on_main_process(partial(check_measured, cfg, names))
         with self.signals:
             super().train()  # type: ignore[call-arg]
-        return getattr(self, "_last_eval_results", None)
 
     def before_train(self) -> None:
         super().before_train()

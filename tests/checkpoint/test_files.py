@@ -34,7 +34,7 @@ CUT = object()  # stands for the first half of a checkpoint
         (b"", r"bad\.pth"),
         (b"hello", r"bad\.pth"),
         (b"PK\x03\x04 cut off", r"bad\.pth"),
-        (CUT, r"bad\.pth cannot be read"),
+        (CUT, r"bad\.pth is damaged: its end is missing"),
         ([1, 2], "holds a list, not a checkpoint's dict"),
     ],
     ids=["empty", "text", "zip", "truncated", "list"],

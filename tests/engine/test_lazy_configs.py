@@ -17,8 +17,11 @@ import train_net
 from detr.checkpoint.formats import to_detectron2
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.panoptic_mapper import DetrPanopticMapper
+from detr.engine.data_order import DataOrder
 from detr.engine.defaults import load_config
+from detr.engine.early_stopping import StoppableLoop
 from detr.engine.solver import build_optimizer, schedule_in_iterations
+from detr.engine.trainer import Trainer
 from detr.errors import InputError
 from detr.model_config import config_of
 from tests.checkpoint.samples import small_original
@@ -183,7 +186,11 @@ def trained(shapes_root, tmp_path_factory):
         **{"SOLVER.IMS_PER_BATCH": 4, "SOLVER.MAX_ITER": 3, "TEST.EVAL_PERIOD": 0, "TEST.DRY_RUN": False},
         **{"SOLVER.WARMUP_ITERS": 1, "OUTPUT_DIR": root / "yaml"},
     }
-    train_net.main(default_argument_parser().parse_args(["--config-file", str(QUICKSTART), *as_opts(settings)]))
+    args = default_argument_parser().parse_args(["--config-file", str(QUICKSTART), *as_opts(settings)])
+    with pytest.MonkeyPatch.context() as patch:  # Detectron2's trainer has no random numbers of a step or an image
+        patch.setattr(DataOrder, "build", lambda self, build: build(self._cfg))
+        patch.setattr(Trainer, "before_step", StoppableLoop.before_step)
+        train_net.main(args)
     return root / "lazy", root / "yaml"
 
 

@@ -71,7 +71,7 @@ def test_iterations_scale_as_in_detectron2_beside_periods_in_epochs(tiny_config)
     assert scaled(tiny_config, 8, SCALED).SOLVER.MAX_ITER == 118287 // 16 * 300  # nothing to scale
 
 
-def test_a_trainer_scales(shapes_root, run_config):
+def test_a_trainer_scales(shapes_root, run_config, writers_are_closed):
     """On one process, from two: 48 images in batches of 3 instead of 6."""
     settings = {"SOLVER.IMS_PER_BATCH": 6, "SOLVER.REFERENCE_WORLD_SIZE": 2, "SOLVER.MAX_EPOCHS": 2}
     trainer = Trainer(run_config({**settings, "SOLVER.ACCUMULATION_STEPS": 3}))

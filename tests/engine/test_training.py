@@ -152,7 +152,7 @@ def test_a_training_that_diverges_stops_and_keeps_its_checkpoints(shapes_root, t
             "'shapes_trian' is not registered; did you mean shapes_train",
         ),
         ({"DATASETS.TEST": "('coco_2017_val',)"}, "coco_2017_val is registered, but its json_file"),
-        ({"SOLVER.IMS_PER_BATCH": 0}, "IMS_PER_BATCH 0 must be a positive multiple"),
+        ({"SOLVER.IMS_PER_BATCH": 0}, r"IMS_PER_BATCH is 0: it must be a whole number, from 1"),
         ({"MODEL.WEIGHTS": "gone.pth"}, "MODEL.WEIGHTS: there is no file or folder gone.pth"),
         ({"MODEL.DETR.HIDDEN_DIM": 30}, "HIDDEN_DIM 30 is not divisible"),
     ],
