@@ -14,6 +14,7 @@ from detr.whole_files import name_disk_errors
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+ENDING = 5.0  # seconds for a training to end that torchrun starts again
 
 # Open descriptors by process and path. To close any of a file would release its lock.
 _held: dict[tuple[int, str], int] = {}
@@ -72,9 +73,16 @@ def _take(folder: str, path: str) -> int | None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except PermissionError as error:
         raise InputError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror}): name another one") from error
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    end = time.monotonic() + ENDING
+    while True:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError as caught:
+            error = caught
+        if error.errno in (errno.EACCES, errno.EAGAIN) and time.monotonic() < end:
+            time.sleep(0.1)
+            continue
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             os.close(descriptor)
             logger.debug("%s is not locked: %s", folder, error.strerror)
@@ -85,4 +93,3 @@ def _take(folder: str, path: str) -> int | None:
             f"OUTPUT_DIR {folder} belongs to a training that runs ({holder or 'which did not say more'}): wait for its "
             "end, stop it, or name another folder"
         ) from None
-    return descriptor
