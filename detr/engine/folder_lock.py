@@ -14,6 +14,7 @@ from detr.whole_files import name_disk_errors
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+_LOCKED = (errno.EACCES, errno.EAGAIN)  # another process has it
 ENDING = 5.0  # seconds for a training to end that torchrun starts again
 
 # Open descriptors by process and path. To close any of a file would release its lock.
@@ -74,22 +75,26 @@ def _take(folder: str, path: str) -> int | None:
     except PermissionError as error:
         raise InputError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror}): name another one") from error
     end = time.monotonic() + ENDING
-    while True:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError as caught:
-            error = caught
-        if error.errno in (errno.EACCES, errno.EAGAIN) and time.monotonic() < end:
-            time.sleep(0.1)
-            continue
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            os.close(descriptor)
-            logger.debug("%s is not locked: %s", folder, error.strerror)
-            return None
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+    while (refusal := _try_to_lock(descriptor)) is not None and refusal.errno in _LOCKED and time.monotonic() < end:
+        time.sleep(0.1)
+    if refusal is None:
+        return descriptor
+    if refusal.errno not in _LOCKED:
         os.close(descriptor)
-        raise InputError(
-            f"OUTPUT_DIR {folder} belongs to a training that runs ({holder or 'which did not say more'}): wait for its "
-            "end, stop it, or name another folder"
-        ) from None
+        logger.debug("%s is not locked: %s", folder, refusal.strerror)
+        return None
+    holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+    os.close(descriptor)
+    raise InputError(
+        f"OUTPUT_DIR {folder} belongs to a training that runs ({holder or 'which did not say more'}): wait for its "
+        "end, stop it, or name another folder"
+    )
+
+
+def _try_to_lock(descriptor: int) -> OSError | None:
+    """None where it is locked, else why not."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error
+    return None
