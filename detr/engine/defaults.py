@@ -72,7 +72,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     resumes = bool(args.resume) and holds_training(cfg.OUTPUT_DIR)
     check_config(cfg, training=not args.eval_only, resumes=resumes)
     if not (args.eval_only or args.resume):
-        check_output_folder(cfg.OUTPUT_DIR)
+        on_main_process(partial(check_output_folder, cfg.OUTPUT_DIR))  # others may come when it is locked
     if not args.eval_only:
         on_main_process(partial(lock_folder, cfg.OUTPUT_DIR))
     register_datasets(cfg)

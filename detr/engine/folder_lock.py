@@ -15,7 +15,6 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 _LOCKED = (errno.EACCES, errno.EAGAIN)  # another process has it
-ENDING = 5.0  # seconds for a training to end that torchrun starts again
 
 # Open descriptors by process and path. To close any of a file would release its lock.
 _held: dict[tuple[int, str], int] = {}
@@ -74,27 +73,17 @@ def _take(folder: str, path: str) -> int | None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except PermissionError as error:
         raise InputError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror}): name another one") from error
-    end = time.monotonic() + ENDING
-    while (refusal := _try_to_lock(descriptor)) is not None and refusal.errno in _LOCKED and time.monotonic() < end:
-        time.sleep(0.1)
-    if refusal is None:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor
-    if refusal.errno not in _LOCKED:
-        os.close(descriptor)
-        logger.debug("%s is not locked: %s", folder, refusal.strerror)
-        return None
+    except OSError as refusal:
+        if refusal.errno not in _LOCKED:
+            os.close(descriptor)
+            logger.debug("%s is not locked: %s", folder, refusal.strerror)
+            return None
     holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
     os.close(descriptor)
     raise InputError(
         f"OUTPUT_DIR {folder} belongs to a training that runs ({holder or 'which did not say more'}): wait for its "
         "end, stop it, or name another folder"
     )
-
-
-def _try_to_lock(descriptor: int) -> OSError | None:
-    """None where it is locked, else why not."""
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error
-    return None

@@ -5,6 +5,7 @@ import detr  # noqa: F401  first: else importing Detectron2 warns of torch.jit
 # isort: split
 import os
 import signal
+import time
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -40,6 +41,8 @@ class FaultyTrainer(Trainer):
 def main(args):
     if KIND == "input":
         raise InputError("what all ranks say")
+    if comm.get_rank() == int(RANK):
+        time.sleep(1)  # the faulty rank is late, so that the other ones check and lock the folder before it
     command.Trainer = FaultyTrainer
     return command.main(args)
 
