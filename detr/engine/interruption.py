@@ -69,9 +69,10 @@ class StopSignals:
         for signum, handler in self._earlier.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         self._earlier.clear()
-        if self.in_evaluation and isinstance(error, Exception) and is_lost_connection(error):
-            # Another rank has got the signal as well, and is gone.
-            self._report()
+        if self.requested and isinstance(error, Exception) and is_lost_connection(error):
+            # Another rank has got the signal as well, and is gone; or torchrun ends this one after another's failure.
+            if self.in_evaluation:
+                self._report()
             raise StoppedTraining(self.requested) from None
         if isinstance(error, StoppedTraining):
             self._report()
