@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent
 INSTALL_REQUIRES = [
     "torch>=2.14,<3",  # the oldest that the tests passed with; in 2.6.0 a training step on a CPU crashed
     "torchvision>=0.29,<1",
+    "wrapt>=1.16,<3",  # registers Detr when Detectron2 is imported, so that a command imports what it uses
     "numpy>=1.26,<3",
     "scipy>=1.11,<2",
     "Pillow>=10.1,<14",
@@ -50,8 +51,9 @@ TRANSFORMERS = [
 # Counts COCO's matches in Rust, with pycocotools' numbers; without it pycocotools itself does.
 EVALUATION = ["hotcoco>=1.3,<2"]
 
-# What tools/export_model.py writes besides torch's own formats, and what runs it.
+# What tools/export_model.py writes besides torch's own formats, what runs it, and what makes it int8 (nncf for OpenVINO).
 EXPORT = [
+    "nncf>=3,<4",
     "onnx>=1.18,<2",
     "onnxruntime>=1.20,<2",
     "onnxscript>=0.5,<1",
