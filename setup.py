@@ -51,7 +51,7 @@ TRANSFORMERS = [
 # Counts COCO's matches in Rust, with pycocotools' numbers; without it pycocotools itself does.
 EVALUATION = ["hotcoco>=1.3,<2"]
 
-# What tools/export_model.py writes besides torch's own formats, what runs it, and what makes it int8 (nncf for OpenVINO).
+# What tools/export_model.py writes besides torch's own formats, and what runs it. nncf makes OpenVINO's graphs int8.
 EXPORT = [
     "nncf>=3,<4",
     "onnx>=1.18,<2",
