@@ -89,9 +89,8 @@ class HungarianMatcher(nn.Module):
                         f"the matching cost of image {image} of the batch is not finite at decoder layer {layer}: the "
                         "model's outputs have become NaN or infinite"
                     )
-                query, target = scipy.optimize.linear_sum_assignment(
-                    of_image
-                )  # imports scipy.optimize at the first call
+                # scipy imports the package at its first use, which takes half a second.
+                query, target = scipy.optimize.linear_sum_assignment(of_image)
                 where = np.full_like(query, layer), np.full_like(query, image)
                 pairs.append(np.stack([*where, query, target + starts[image]]))
         indices = torch.from_numpy(np.concatenate(pairs, axis=1)).to(logits.device, non_blocking=True)
