@@ -15,6 +15,7 @@ if find_spec("detectron2") is None:
     )
 
 from detr.foreign_warnings import hide_foreign_warnings
+from detr.lazy_imports import import_on_use
 from detr.registration import register_on_import
 
 if TYPE_CHECKING:
@@ -27,21 +28,22 @@ if TYPE_CHECKING:
 __all__ = ["Detr", "Predictor", "add_detr_config", "model_zoo", "register_any"]
 __version__ = "0.1.0"
 
-_MODULES = {
-    "Detr": "detr.modeling.meta_arch",
-    "Predictor": "detr.inference.predictor",
-    "add_detr_config": "detr.config",
-    "register_any": "detr.data",
-}
+_import_name = import_on_use(
+    __name__,
+    {
+        "Detr": "modeling.meta_arch",
+        "Predictor": "inference.predictor",
+        "add_detr_config": "config",
+        "register_any": "data",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
-    """What ``__all__`` lists, and the package's modules, which are imported now."""
-    if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
-    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(f"{__name__}.{name}")
+    """What ``__all__`` lists, and the package's modules."""
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f"{__name__}.{name}")
+    return _import_name(name)
 
 
 def __dir__() -> list[str]:

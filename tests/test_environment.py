@@ -67,7 +67,8 @@ def test_a_missing_detectron2_is_reported_with_the_remedy():
 def test_a_missing_package_of_detectron2_is_named():
     result = import_detr_without("fvcore")
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("ModuleNotFoundError") and "fvcore" in last
+    assert last.startswith("ModuleNotFoundError")
+    assert "fvcore" in last
 
 
 def test_a_folder_that_is_taken_for_the_package_is_named():
