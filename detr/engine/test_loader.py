@@ -10,6 +10,7 @@ from detectron2.data.samplers import InferenceSampler
 from torch.utils.data import DataLoader
 
 from detr.data.dataset_mapper import DetrDatasetMapper
+from detr.data.images import size_in_file
 from detr.data.loading import load_dataset
 from detr.data.transforms import resized_shape
 from detr.errors import InputError
@@ -38,7 +39,7 @@ def build_evaluation_loader(cfg: CfgNode, dataset_name: str) -> "EvaluationLoade
 def group_by_size(dicts: Sequence[dict[str, Any]], share: Sequence[int], cfg: CfgNode) -> list[list[int]]:
     """Batches of images that have one size after resizing; the largest images come first.
 
-    dicts: of the data set; share: the images of this rank. One whose size is unknown is alone
+    dicts: of the data set; share: the images of this rank. One whose file cannot be read is alone
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for index in share:
@@ -49,10 +50,13 @@ def group_by_size(dicts: Sequence[dict[str, Any]], share: Sequence[int], cfg: Cf
 
 
 def _resized(x: dict[str, Any], cfg: CfgNode) -> tuple[int, int] | None:
-    """(height, width) that the mapper gives an image."""
+    """(height, width) that the mapper gives an image; Detectron2's panoptic sets do not have those of the file."""
     height, width = x.get("height"), x.get("width")
     if height is None or width is None:
-        return None
+        size = size_in_file(x["file_name"])
+        if size is None:
+            return None
+        width, height = size
     if not cfg.INPUT.MIN_SIZE_TEST:  # no resizing
         return height, width
     return resized_shape(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)

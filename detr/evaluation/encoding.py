@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 DATASET_INDEX = "dataset_index"  # of an input: the image's number in the data set, where batches change the order
-THREADS = 4
-AHEAD = 4  # images that may wait: 100 masks of 640 x 480 pixels are 30 MB
+THREADS = 2
+AHEAD = 2  # images that may wait: 100 masks of 640 x 480 pixels are 30 MB
 
 
 class EncodingEvaluator:
