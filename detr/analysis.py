@@ -87,7 +87,7 @@ def analyze(
         raise InputError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: only Detr can be analyzed")
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE, cfg.MODEL.DETR.COMPILE = "cpu", ""
     model = build_model(cfg)
     model.fold_queries()  # the model that comes out of the training is analyzed
     queries = model.query_embed.num_embeddings
@@ -146,11 +146,10 @@ def _count_flops(model: Detr, size: tuple[int, int], batch: int, *, masks: int) 
 
     The sum of the outputs stands for the losses, which have no matrix products.
     """
-    backbone = model.backbone
     images = ImageList.from_tensors(
         [torch.empty(len(model.pixel_mean), *size, device="meta")] * batch,
-        backbone.size_divisibility,
-        padding_constraints=backbone.padding_constraints,
+        model.backbone.size_divisibility,
+        padding_constraints=model.padding_constraints,
     )
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
