@@ -94,7 +94,7 @@ def analyze(
     for name, value, least in (("queries kept", queries_kept, 0), ("objects an image", objects, 1)):
         if value is not None and not least <= value <= queries:
             raise InputError(f"{value} {name}: MODEL.DETR.NUM_OBJECT_QUERIES allows {least} to {queries}")
-    names = _part_names(model)
+    names = part_names(model)
     parts = {name: Part() for name in (*names.values(), OTHER)}
     for name, parameter in model.named_parameters():
         part = parts[_part_of(name, names)]
@@ -120,7 +120,7 @@ def analyze(
     )
 
 
-def _part_names(model: Detr) -> dict[str, str]:
+def part_names(model: Detr) -> dict[str, str]:
     """Module name -> part: ``PARTS``, preceded by the stages of the backbone, each of which is a part of its own."""
     stages: dict[str, str] = {}
     for name, module in model.backbone.named_modules(prefix="backbone"):
