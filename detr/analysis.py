@@ -89,7 +89,7 @@ def analyze(
     for name, value, least in (("queries kept", queries_kept, 0), ("objects an image", objects, 1)):
         if value is not None and not least <= value <= queries:
             raise InputError(f"{value} {name}: MODEL.DETR.NUM_OBJECT_QUERIES allows {least} to {queries}")
-    names = _part_names(model)
+    names = part_names(model)
     parts = {name: Part() for name in (*names.values(), OTHER)}
     for name, parameter in model.named_parameters():
         part = parts[_part_of(name, names)]
@@ -131,7 +131,7 @@ def _plain_model(cfg: CfgNode) -> Detr:
         raise InputError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: only Detr can be analyzed")
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE, cfg.MODEL.DETR.COMPILE = "cpu", ""
     model: Detr = build_model(cfg)
     model.fold_queries()
     return model
@@ -146,7 +146,7 @@ def _errors_of_model(cfg: CfgNode, size: tuple[int, int]) -> Iterator[None]:
         raise InputError(f"{cfg.MODEL.BACKBONE.NAME} at {size[0]} x {size[1]} cannot be analyzed: {reason}") from error
 
 
-def _part_names(model: Detr) -> dict[str, str]:
+def part_names(model: Detr) -> dict[str, str]:
     """Module name -> part: ``PARTS``, preceded by the stages of the backbone, each of which is a part of its own."""
     stages: dict[str, str] = {}
     for name, module in model.backbone.named_modules(prefix="backbone"):
@@ -172,11 +172,10 @@ def _count_flops(model: Detr, size: tuple[int, int], batch: int, *, masks: int) 
 
     The sum of the outputs stands for the losses, which have no matrix products.
     """
-    backbone = model.backbone
     images = ImageList.from_tensors(
         [torch.empty(len(model.pixel_mean), *size, device="meta")] * batch,
-        backbone.size_divisibility,
-        padding_constraints=backbone.padding_constraints,
+        model.backbone.size_divisibility,
+        padding_constraints=model.padding_constraints,
     )
     with (
         FakeTensorMode(allow_non_fake_inputs=True),

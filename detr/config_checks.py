@@ -9,6 +9,7 @@ from detr.errors import InputError
 
 POSITION_EMBEDDINGS = ("sine", "learned")
 CHECKPOINTED = ("backbone", "transformer", "mask_head")
+COMPILE_MODES = ("", "default", "reduce-overhead")
 INFERENCE_DTYPES = ("float32", "bfloat16", "float16")
 STUFF_MERGES = ("original", "exact")
 CLASS_LOSS_MEANS = ("rank", "all")
@@ -56,9 +57,11 @@ def check_model_keys(cfg: CN) -> None:
         ("INFERENCE_DTYPE", keys.INFERENCE_DTYPE, INFERENCE_DTYPES),
         ("PANOPTIC.STUFF_MERGE", keys.PANOPTIC.STUFF_MERGE, STUFF_MERGES),
         ("CLASS_LOSS_MEAN", keys.CLASS_LOSS_MEAN, CLASS_LOSS_MEANS),
+        ("COMPILE", keys.COMPILE, COMPILE_MODES),
     ):
         if value not in choices:
-            raise InputError(f"MODEL.DETR.{key} is {value!r}: it must be one of {', '.join(choices)}")
+            names = ", ".join(choice or '""' for choice in choices)
+            raise InputError(f"MODEL.DETR.{key} is {value!r}: it must be one of {names}")
     if not 0 <= keys.DROPOUT < 1:
         raise InputError(f"MODEL.DETR.DROPOUT is {keys.DROPOUT}: it must be at least 0 and below 1")
     if unknown := set(keys.ACTIVATION_CHECKPOINT) - set(CHECKPOINTED):

@@ -144,6 +144,7 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
     if model.training_queries is not None:
         print("left out: what the model has for training alone (training_queries)", file=sys.stderr)
         model.fold_queries()
+    model.compile_mode = ""
     return model.eval().requires_grad_(False)
 
 
@@ -162,7 +163,7 @@ def _write(model: Detr, cfg: CfgNode, output: str, format: str) -> Description:
             device=model.device.type,
             masks=model.mask_head is not None,
             size_divisibility=model.backbone.size_divisibility,
-            padding_constraints=dict(model.backbone.padding_constraints),
+            padding_constraints=model.padding_constraints,
             files={name: os.path.getsize(os.path.join(folder, name)) for name in sorted(os.listdir(folder))},
             dtype="float32",
             weights=os.path.basename(cfg.MODEL.WEIGHTS),
