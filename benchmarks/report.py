@@ -60,7 +60,7 @@ def row(part: Part, result: Result, where: Mapping[str, Any], bound: Mapping[str
         "work": part.work,
         "goal": str(part.goal),
         "ratio": against[first]["ratio"],
-        "reached": part.goal.reached(against[first]["ratio"]),
+        "reached": part.goal.reached(ours.median if part.goal.seconds else against[first]["ratio"]),
         "unit": result.unit,
         "ours": _numbers(ours),
         "peers": against,
@@ -149,7 +149,10 @@ def summary_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         else:
             peer = next(iter(row["peers"]))
             reached = "yes" if row["reached"] else "**no**"
-            body.append([row["work"], f"{row['goal']} {peer}", f"{row['ratio']:.2f} x", reached])
+            goal, ratio = f"{row['goal']} {peer}", f"{row['ratio']:.2f} x"
+            if row["goal"].endswith(" s"):  # of our own time
+                goal, ratio = row["goal"], f"{_seconds(row['ours']['median'])}; {ratio} {peer}"
+            body.append([row["work"], goal, ratio, reached])
     body.append([TRANSFERS[0], TRANSFERS[1], "-", TRANSFERS[2]])
     return _table(body, ["work", "goal", "ratio", "reached"])
 

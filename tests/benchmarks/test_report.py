@@ -1,6 +1,7 @@
 """Rows, goals, merging, and what RESULTS.md says of them."""
 
 import json
+import re
 
 import pytest
 
@@ -23,6 +24,16 @@ def test_goals():
     assert not Goal(1.8).reached(1.79)
     assert Goal(0.7, at_most=True).reached(0.7)
     assert not Goal(0.7, at_most=True).reached(0.71)
+    assert str(Goal(0.7, at_most=True)) == "<= 0.7 x"
+
+
+def test_a_goal_in_seconds_is_of_our_own_time():
+    row = report.row(PARTS["converter"], Result({"ours": Sample((3.5,)), "peer": Sample((7.0,))}), WHERE)
+    assert (row["goal"], row["reached"], row["ratio"]) == ("<= 4 s", True, 2.0)
+    assert not report.row(PARTS["converter"], Result({"ours": Sample((4.5,)), "peer": Sample((9.0,))}), WHERE)[
+        "reached"
+    ]
+    assert "| <= 4 s | 3.5 s; 2.00 x peer | yes |" in re.sub(" +", " ", report.summary_table({"converter": row}))
 
 
 def test_a_row_has_the_ratio_to_the_first_peer():
