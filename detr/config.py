@@ -81,6 +81,13 @@ def add_detr_config(cfg: CN) -> None:
     # New: outside training, images of different sizes never share a batch, so that none is padded and the results of
     # each are those of the image alone (docs/reliability.md).
     cfg.MODEL.DETR.IMAGES_ALONE = False
+    # New: both sides of a batch are padded to multiples of so many pixels, in training and inference, so that few sizes
+    # occur: for COMPILE. 0 is off. Padding is masked, but changes results a little (docs/reliability.md), with
+    # IMAGES_ALONE too: each image's are then those of that image alone with its padding.
+    cfg.MODEL.DETR.PAD_MULTIPLE = 0
+    # New: "default" or "reduce-overhead" (CUDA graphs, on a GPU) compiles backbone, transformer and heads when they are
+    # first called, by torch.compile, in training and inference. It takes a minute, and again for sizes of another kind.
+    cfg.MODEL.DETR.COMPILE = ""
 
     # New: masks are trained on a DETR that is left as it is (sec. 4.3): no gradients but the mask head's.
     cfg.MODEL.DETR.FREEZE_DETR = False
