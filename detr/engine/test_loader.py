@@ -60,7 +60,7 @@ class EvaluationLoader(DataLoader):
     @property
     def num_images(self) -> int:
         """Of this rank."""
-        return sum(map(len, self.batch_sampler))
+        return sum(len(batch) for batch in self.batch_sampler or ())
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
         batches = super().__iter__()
