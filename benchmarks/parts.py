@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import denoising, evaluation, inference, loading, panoptic, startup, training
+from benchmarks import denoising, evaluation, inference, loading, panoptic, startup, training, whole_evaluation
 from benchmarks.timing import Result, Settings
 
 
@@ -128,6 +128,20 @@ PARTS: dict[str, Part] = {
         "Made-up objects and detections of 80 classes, masks as RLE. From the ground truth's dict and the list of "
         "results to the 12 numbers of boxes and the 12 of masks, by pycocotools and by what our evaluator counts with.",
         evaluation.coco,
+    ),
+    "eval-only": Part(
+        "train_net.py --eval-only, 80 photographs, boxes",
+        Goal(1.3),
+        "R50, shortest side 800, the whole command with its start: ours in batches of up to 4 images of one size, and "
+        "the code of commit e010a83, which evaluates single images. Weights are random. Detections are compared.",
+        whole_evaluation.boxes,
+    ),
+    "eval-only-panoptic": Part(
+        "the same with panoptic maps, 24 photographs",
+        Goal(1.5),
+        "R50 panoptic, with a score threshold that about 20 queries pass, for instance masks too. The maps to compare "
+        "with have the annotated objects and one kind of stuff. 24 images, so that a turn takes no longer than above.",
+        whole_evaluation.panoptic,
     ),
     "loading": Part(
         "data loading for training, a worker",

@@ -13,19 +13,11 @@ from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.images import size_in_file
 from detr.data.loading import load_dataset
 from detr.data.transforms import resized_shape
-from detr.errors import InputError
 from detr.evaluation.encoding import DATASET_INDEX
 
 
-def check_test_batch(cfg: CfgNode) -> None:
-    """Raises InputError for a TEST.IMS_PER_BATCH that no batch can have."""
-    if cfg.TEST.IMS_PER_BATCH < 1:
-        raise InputError(f"TEST.IMS_PER_BATCH is {cfg.TEST.IMS_PER_BATCH}: it must be at least 1")
-
-
 def build_evaluation_loader(cfg: CfgNode, dataset_name: str) -> "EvaluationLoader":
-    """As Detectron2's test loader, with batches of up to TEST.IMS_PER_BATCH images a rank. Raises InputError."""
-    check_test_batch(cfg)
+    """As Detectron2's test loader, with batches of up to TEST.IMS_PER_BATCH images a rank."""
     dicts = load_dataset(dataset_name)
     share = InferenceSampler(len(dicts))  # of this rank
     batches = [[index] for index in share]
@@ -68,7 +60,7 @@ class EvaluationLoader(DataLoader):
     @property
     def num_images(self) -> int:
         """Of this rank."""
-        return sum(map(len, self.batch_sampler))
+        return sum(len(batch) for batch in self.batch_sampler or ())
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
         batches = super().__iter__()

@@ -33,7 +33,7 @@ from detr.engine.registration import register_datasets
 from detr.engine.run_writers import build_run_writers, check_logging
 from detr.engine.schedule_checks import DataSizes, schedule_warnings
 from detr.engine.start_screen import report_data, show_evaluation, show_training
-from detr.engine.test_loader import build_evaluation_loader, check_test_batch
+from detr.engine.test_loader import build_evaluation_loader
 from detr.engine.training_hooks import training_hooks
 from detr.engine.training_loader import build_detr_loader, keep_for_loader
 from detr.engine.training_step import build_step, check_precision
@@ -73,7 +73,6 @@ class Trainer(DefaultTrainer, StoppableLoop):
         check_decay(cfg)
         check_best_metric(cfg)
         check_loss(cfg)
-        check_test_batch(cfg)
         data_checks.on_main_process(partial(check_logging, cfg))
         self._given_cfg = cfg
         rows: dict[str, Row] = {}
