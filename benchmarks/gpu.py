@@ -23,7 +23,8 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.timing import MIN_REPEATS, Sample, Unavailable, require
+from benchmarks.timing import MIN_REPEATS, Disagreement, Sample, Unavailable, require
+from detr.checkpoint.rows import THINGS, coco_rows
 from detr.engine.defaults import load_config
 from detr.engine.solver import build_optimizer
 from detr.engine.training_step import build_step
@@ -60,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Contestant:
-    """make: builds it and returns its call; half: whether it computes in 16 bits; compiled: whether torch.compile runs"""
+    """make: builds it and returns its call; half: whether it computes in 16 bits; compiled: whether it is"""
 
     name: str
     make: Callable[[], Call]
@@ -99,7 +100,11 @@ class Bench:
                 expected = values if expected is None else expected
                 apart = {"scores": float((values - expected).abs().mean())}
                 bound = {"scores": BOUNDS["half" if contestant.half else "float32"]}
-                self.notes.append(f"{work}: {require(contestant.name, apart, bound)}")
+                try:
+                    self.notes.append(f"{work}: {require(contestant.name, apart, bound)}")
+                except Disagreement as reason:
+                    self.notes.append(f"{work}, not timed: {reason}")
+                    continue
             del found
             gc.collect()
             calls[contestant.name], fixed[contestant.name] = call, self._allocated() - before
@@ -164,12 +169,13 @@ def measure(where: Mapping[str, Any], jobs: int, smoke: bool) -> None:
     bench = Bench(device, smoke, time.perf_counter())
     oracle = _oracle(bench)
     size = (96, 128) if smoke else (800, 1066)
-    for batch in (1, 8):
+    for batch in (1,) if smoke else (1, 8):
         bench.run(f"R50, batch {batch}", batch, _inference(bench, R50, size, batch, oracle), _scores)
-    bench.run("R50-DC5, batch 1", 1, _inference(bench, DC5, size, 1, oracle)[: 3 if oracle else 2], _scores)
-    for kept in (100, 20):
+    if not smoke:
+        bench.run("R50-DC5, batch 1", 1, _inference(bench, DC5, size, 1, oracle)[: 3 if oracle else 2], _scores)
+    for kept in (20,) if smoke else (100, 20):
         bench.run(f"R50 panoptic, {kept} queries kept", 1, _panoptic(bench, size, kept), None)
-    for batch in (2, 8):
+    for batch in (2,) if smoke else (2, 8):
         contestants = _training(bench, (96, 128) if smoke else (512, 640), batch, oracle)
         with EventStorage():
             bench.run(f"training step R50, batch {batch}", batch, contestants, None)
@@ -212,37 +218,36 @@ def _inference(bench: Bench, path: Path, size: tuple[int, int], batch: int, orac
         from tests.parity.pairs import converted
 
         theirs = oracle[0].build_original(path.stem)
+        dropped = torch.ones(theirs[0].class_embed.out_features, dtype=torch.bool)
+        dropped[coco_rows(THINGS)] = False
+        theirs[0].class_embed.bias.data[dropped] = oracle[0].DROPPED_BIAS  # rows that no class of ours has
         weights = converted(theirs[0], cfg).state_dict()
 
     def ours(settings: Mapping[str, Any]) -> Call:
         model = build_model(_config(path, bench.device, settings)).eval()
         model.load_state_dict(weights)
-        return functools.partial(_without_gradients, model, [random_input(model, size, False) for _ in range(batch)])
+        return functools.partial(_without_gradients, model, _images(model, size, batch))
 
-    # All have the same images, so that the original gets ours, normalized.
-    torch.manual_seed(1)
-    found = [Contestant("ours, float32", _seeded(functools.partial(ours, {})))]
+    found = [Contestant("ours, float32", functools.partial(ours, {}))]
     if theirs is not None:
         original = functools.partial(_original, theirs, oracle[0], build_model(cfg), size, batch, bench.device)
-        found.append(Contestant("original, float32", _seeded(original)))
-    found.append(Contestant("ours, bfloat16", _seeded(functools.partial(ours, BFLOAT16)), half=True))
+        found.append(Contestant("original, float32", original))
+    found.append(Contestant("ours, bfloat16", functools.partial(ours, BFLOAT16), half=True))
     if batch == 1:
-        found.append(Contestant("ours, float16", _seeded(functools.partial(ours, FLOAT16)), half=True))
-        found.append(Contestant("ours, float32, compiled", _seeded(functools.partial(ours, COMPILED)), compiled=True))
+        found.append(Contestant("ours, float16", functools.partial(ours, FLOAT16), half=True))
+        found.append(Contestant("ours, float32, compiled", functools.partial(ours, COMPILED), compiled=True))
     settings = {**BFLOAT16, **COMPILED}
-    compiled = _seeded(functools.partial(ours, settings))
+    compiled = functools.partial(ours, settings)
     found.append(Contestant("ours, bfloat16, compiled", compiled, half=True, compiled=True))
     if not bench.cuda:  # on a CPU the generated code takes minutes, and float16 is not for it
         found = [x for x in found if not x.compiled and "float16" not in x.name.replace("bfloat16", "")]
     return found
 
 
-def _seeded(make: Callable[[], Call]) -> Callable[[], Call]:
-    def seeded() -> Call:
-        torch.manual_seed(1)
-        return make()
-
-    return seeded
+def _images(model: Any, size: tuple[int, int], batch: int) -> list[dict[str, Any]]:
+    """The same for all: the original gets them normalized."""
+    torch.manual_seed(1)
+    return [random_input(model, size, False) for _ in range(batch)]
 
 
 @torch.no_grad()
@@ -254,9 +259,7 @@ def _original(theirs: Any, oracle: Any, ours: Any, size: tuple[int, int], batch:
     """As the authors' evaluation runs it, from the batch that their loader makes."""
     model, _, postprocessors = copy.deepcopy(theirs)
     model.to(device).eval()
-    torch.manual_seed(1)
-    inputs = [random_input(ours, size, False) for _ in range(batch)]
-    images = list(ours.preprocess(inputs).tensor.cpu())
+    images = list(ours.preprocess(_images(ours, size, batch)).tensor.cpu())
     nested = oracle.load_oracle().nested_tensor_from_tensor_list(images)
     sizes = torch.tensor([size] * batch)
 
@@ -334,10 +337,10 @@ def markdown(results: Mapping[str, Any]) -> str:
         "# Results on a GPU",
         f"Written by `make bench ARGS=gpu` on {results['date']}: {results['device']}, CUDA {results['cuda']}, Python "
         f"{results['python']}, {versions}.",
-        "ms is the time of a call, the median of turns with the lowest and the highest, in which the host waits for the "
-        "GPU at the end; MiB what the GPU holds for the contestant at the highest point; launches of kernels or graphs "
-        "and copies between host and GPU in a call. float32 has torch's defaults, TF32 in convolutions. Weights and "
-        "images are random, 800 x 1066 in inference and 512 x 640 in training.",
+        "ms is the time of a call, the median of turns with the lowest and the highest; the host waits for the GPU "
+        "when a turn ends. MiB is what the GPU holds for the contestant at the highest point. Launches are of kernels "
+        "or graphs, copies between host and GPU; both in a call. float32 has torch's defaults, TF32 in convolutions. "
+        "Weights and images are random, 800 x 1066 in inference and 512 x 640 in training.",
         tabulate(lines, headers, tablefmt="github", disable_numparse=True),
         "\n".join(f"- {note}" for note in results["notes"]),
     ]

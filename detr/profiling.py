@@ -115,7 +115,7 @@ def _timed(run: Callable[[], Any], cuda: bool) -> float:
 
 
 def random_input(model: Detr, size: tuple[int, int], training: bool) -> dict[str, Any]:
-    """Noise as an image, on the host as from a loader; in training with ``OBJECTS`` objects, with masks if it has any."""
+    """Noise as an image, on the host as from a loader; in training with ``OBJECTS`` objects, and masks if wanted."""
     height, width = size
     image = torch.randint(0, 256, (len(model.pixel_mean), height, width), dtype=torch.uint8)
     x: dict[str, Any] = {"image": image, "height": height, "width": width}
