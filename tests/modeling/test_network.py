@@ -176,16 +176,6 @@ def test_attention_is_that_of_the_network(traced):
     torch.testing.assert_close(found.encoder, expected.encoder)
 
 
-def test_mixed_precision(traced):
-    model = compiled({"MODEL.DETR.INFERENCE_DTYPE": "bfloat16"})
-    expected = copy.deepcopy(model)
-    expected.compile_mode = ""
-    seen = []
-    model.input_proj.register_forward_hook(lambda *a: seen.append(a[2].dtype))
-    torch.testing.assert_close(outputs(model, SIZES[0]), outputs(expected, SIZES[0]), rtol=0.05, atol=0.05)
-    assert seen == [torch.bfloat16]
-
-
 def test_a_machine_that_cannot_compile():
     def without_compiler(graph, inputs):
         raise RuntimeError("No working C++ compiler found")
