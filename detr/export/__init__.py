@@ -74,13 +74,15 @@ def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False, redu
     """Writes the model of ``cfg`` with its MODEL.WEIGHTS into the folder ``output``.
 
     The files are run before they are put in their place: where they do not do what the model does, nothing is left.
-    The graphs are in float32, or as ``reduction`` says, whatever the value of MODEL.DETR.INFERENCE_DTYPE. Empty weights are exported as they are,
-    random. MODEL.DEVICE counts for TorchScript, which runs where it was traced.
+    The graphs are in float32, or as ``reduction`` says, whatever the value of MODEL.DETR.INFERENCE_DTYPE. Empty
+    weights are exported as they are, random. MODEL.DEVICE counts for TorchScript, which runs where it was traced.
 
     format: one of ``FORMATS``
     overwrite: whether an exported model in ``output`` may be replaced
+    reduction: int8, or weights of half the size, and what to measure
 
-    Raises InputError for bad input, a missing package, and a graph that differs from the model.
+    Raises InputError for bad input, a missing package, a graph that differs from the model, and an AP that int8 cannot
+    keep.
     """
     check_names(cfg)
     if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), Detr):

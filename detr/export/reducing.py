@@ -132,6 +132,6 @@ def _check_drop(before: dict[str, float], after: dict[str, float], reduction: Re
     if reduction.max_drop is not None and not drop <= reduction.max_drop:
         raise InputError(
             f"int8 costs {drop:.2f} points of {name} on {reduction.evaluate}, more than --max-drop "
-            f"{reduction.max_drop:g}, even with layers back in float: allow more, calibrate with other images, or export "
-            "in float32"
+            f"{reduction.max_drop:g}, even with layers back in float: allow more, calibrate with other images, or "
+            "export in float32"
         )
