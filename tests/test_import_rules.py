@@ -30,7 +30,9 @@ MAY_SEE_CFG = {
     "analysis.py",
     "convert/verification.py",
     "export/__init__.py",
+    "export/datasets.py",
     "export/metadata.py",
+    "export/reducing.py",
     "inference/predictor.py",  # a model's config and preprocessing, as Detectron2's DefaultPredictor
 }
 PICTURES = "detr.pictures"

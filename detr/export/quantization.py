@@ -41,9 +41,9 @@ def quantize(
 
     samples: what ``load`` makes the graph's inputs from, one example each
     metric: of a graph, the higher the better; where it is given, layers go back to float until it is at most
-        ``max_drop`` lower, or none is left
+        ``max_drop`` lower
 
-    Raises InputError where the quantizer cannot take the graph.
+    Raises InputError where the quantizer cannot take the graph, and where no layer is left in int8.
     """
     with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
         new = os.path.join(folder, os.path.basename(path))
@@ -105,6 +105,11 @@ def _openvino(
             max_drop=max_drop,
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(num_ranking_workers=1),
             **options,
+        )
+    if not any(node.get_type_name() == "FakeQuantize" for node in quantized.get_ops()):
+        raise InputError(
+            f"int8 costs more than --max-drop {max_drop:g} until every layer is back in float: allow more, calibrate "
+            "with other images, or export in float32"
         )
     openvino.save_model(quantized, new, compress_to_fp16=False)
 

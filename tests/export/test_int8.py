@@ -3,14 +3,17 @@
 import contextlib
 import io
 import json
+import shutil
 
 import pytest
 import torch
 
 from detr.errors import InputError
-from detr.export import load
+from detr.export import Reduction, load
 from detr.export.checking import agreement, check_agreement
-from detr.export.quantization import float_nodes
+from detr.export.quantization import float_nodes, quantize
+from detr.export.reducing import _check_drop
+from detr.export.runtimes import open_graph
 from tests.conftest import QUICKSTART
 from tests.export.conftest import PANOPTIC, run
 from tests.lively import batch
@@ -174,3 +177,55 @@ def test_a_broken_quantizer_is_noticed(boxes, shapes_root, tmp_path, monkeypatch
     with pytest.raises(InputError, match=r"lost too much.* agree with the model's by"):
         run(QUICKSTART, "onnx", tmp_path / "exported", boxes[0], *INT8)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def exact(boxes, tmp_path_factory):
+    """The folder of a box model in OpenVINO."""
+    folder = tmp_path_factory.mktemp("exact") / "exported"
+    run(QUICKSTART, "openvino", folder, boxes[0])
+    return folder
+
+
+def _control(exact, model, folder, drop):
+    """Makes a copy of the graph int8 so that logits are off by at most ``drop``; its path and how far they are off."""
+    path = str(shutil.copytree(exact, folder) / "network.xml")
+    inputs = [model.preprocess(batch([size])) for size in ((96, 128), (128, 96), (64, 64))]
+    tensors = [(x.tensor, torch.tensor(x.image_sizes)) for x in inputs]
+    graph = open_graph("openvino", path, torch.device("cpu"))
+    expected = [graph(*x)[0] for x in tensors]
+
+    def metric(graph):
+        return -max(float((graph(*x)[0] - y).abs().max()) for x, y in zip(tensors, expected, strict=True))
+
+    samples = [tuple(x.numpy() for x in pair) for pair in tensors]
+    quantize("openvino", path, samples, lambda x: x, metric if drop is not None else None, drop or 0.0)
+    return path, -metric(open_graph("openvino", path, torch.device("cpu")))
+
+
+def _quantizers(path):
+    return list(_openvino_graph(path)[1].values()).count("FakeQuantize")
+
+
+def test_layers_go_back_to_float_until_the_drop_holds(exact, boxes, tmp_path):
+    plain, off = _control(exact, boxes[1], tmp_path / "plain", None)
+    assert off > 0
+    path, less = _control(exact, boxes[1], tmp_path / "controlled", 0.7 * off)
+    assert less <= 0.7 * off
+    assert 0 < _quantizers(path) < _quantizers(plain)
+    before = (exact / "network.xml").read_bytes(), (exact / "network.bin").read_bytes()
+    with pytest.raises(InputError, match="int8 costs more than --max-drop 1e-09 until every layer is back in float"):
+        _control(exact, boxes[1], tmp_path / "impossible", 1e-9)
+    left = tmp_path / "impossible"
+    assert before == ((left / "network.xml").read_bytes(), (left / "network.bin").read_bytes())
+
+
+def test_a_drop_that_does_not_hold_ends_the_export():
+    reduction = Reduction(True, "shapes_train", evaluate="shapes_val", max_drop=0.5)
+    _check_drop({"bbox/AP": 60.0}, {"bbox/AP": 59.5}, reduction)
+    with pytest.raises(
+        InputError, match=r"int8 costs 0\.60 points of bbox/AP on shapes_val, more than --max-drop 0\.5"
+    ):
+        _check_drop({"bbox/AP": 60.0}, {"bbox/AP": 59.4}, reduction)
+    with pytest.raises(InputError, match="int8 costs nan points"):
+        _check_drop({"bbox/AP": 60.0}, {"bbox/AP": float("nan")}, reduction)
