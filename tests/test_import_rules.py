@@ -29,8 +29,8 @@ MAY_SEE_CFG = {
     "report/summary.py",
     "analysis.py",
     "convert/verification.py",
-    "export/__init__.py",
     "export/datasets.py",
+    "export/exporting.py",
     "export/metadata.py",
     "export/reducing.py",
     "inference/predictor.py",  # a model's config and preprocessing, as Detectron2's DefaultPredictor
