@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from detr.errors import InputError
 from detr.export.runtimes import Graph, openvino_graph, package
 from detr.export.writing import quiet
 
+# What NNCF calls sensitive in transformers: normalization, positions and sums; OpenVINO's names.
+ARITHMETIC = ("Add", "Divide", "Multiply", "MVN", "Power", "ReduceMean", "Sqrt", "SquaredDifference", "Subtract")
 RANKED = 16  # inputs on which layers are compared, to find those that cost most
 PACKAGES = {"openvino": ("nncf",), "onnx": ()}
 
@@ -80,12 +83,13 @@ def _openvino(
     }
     outputs = {next(iter(port.get_names())): port.get_node().get_friendly_name() for port in model.outputs}
     weighted = {name for name, node in nodes.items() if node.get_type_name() in ("Convolution", "MatMul")}
-    ends = ("Constant", "Parameter", "Result")
-    kept = sorted(x for x in float_nodes(parents, outputs, weighted) if nodes[x].get_type_name() not in ends)
+    kinds = {name: node.get_type_name() for name, node in nodes.items()}
+    kept = {x for x in float_nodes(parents, outputs, weighted) if kinds[x] not in ("Constant", "Parameter", "Result")}
+    arithmetic = {name for name, kind in kinds.items() if kind in ARITHMETIC}
     options = {
-        "model_type": nncf.ModelType.TRANSFORMER,
+        "preset": nncf.QuantizationPreset.MIXED,
         "subset_size": len(samples),
-        "ignored_scope": nncf.IgnoredScope(names=kept),
+        "ignored_scope": nncf.IgnoredScope(names=sorted(kept | arithmetic - residual_sums(parents, kinds))),
     }
     data = nncf.Dataset(samples, load)
     if metric is None:
@@ -170,6 +174,22 @@ def float_nodes(parents: Mapping[str, list[str]], outputs: Mapping[str, str], we
         if node not in found:
             found.add(node)
             todo.extend(parents[node] if node not in weighted else ())
+    return found
+
+
+def residual_sums(parents: Mapping[str, list[str]], kinds: Mapping[str, str]) -> set[str]:
+    """The sums of convolutions with each other, with constants and with sums of these, before any matrix product.
+
+    In float they would bring every feature of a residual network back to float. ``kinds``: of OpenVINO's operations
+    """
+    found = set[str]()
+    after_convolution, after_product = set[str](), set[str]()
+    for node in TopologicalSorter(parents).static_order():
+        after_convolution |= {node} if kinds[node] == "Convolution" or after_convolution & set(parents[node]) else set()
+        after_product |= {node} if kinds[node] == "MatMul" or after_product & set(parents[node]) else set()
+        summed = all(x in after_convolution or kinds[x] == "Constant" for x in parents[node])
+        if kinds[node] == "Add" and summed and node in after_convolution - after_product:
+            found.add(node)
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from detr.errors import InputError
 from detr.export import Reduction, load
 from detr.export.checking import agreement, check_agreement
-from detr.export.quantization import float_nodes, quantize
+from detr.export.quantization import float_nodes, quantize, residual_sums
 from detr.export.reducing import _check_drop
 from detr.export.runtimes import open_graph
 from tests.conftest import QUICKSTART
@@ -132,6 +132,14 @@ def test_heads_are_what_logits_and_boxes_do_not_share():
     assert float_nodes(parents, {"masks": "sigmoid"}, {"mlp", "attend"}) == {"sigmoid", "mlp"}
 
 
+def test_only_sums_of_residual_blocks_are_in_int8():
+    kinds = {"conv": "Convolution", "conv2": "Convolution", "bias": "Constant", "position": "Sin", "product": "MatMul"}
+    sums = {"biased": ["conv", "bias"], "block": ["biased", "conv2"], "next": ["block", "conv2"]}
+    others = {"positioned": ["block", "position"], "attended": ["block", "product"], "later": ["attended", "conv2"]}
+    parents = {"conv": [], "conv2": ["biased"], "bias": [], "position": [], "product": ["positioned"], **sums, **others}
+    assert residual_sums(parents, {**kinds, **dict.fromkeys({**sums, **others}, "Add")}) == set(sums)
+
+
 @pytest.mark.parametrize(
     ("format", "options", "message"),
     [
@@ -223,9 +231,7 @@ def test_layers_go_back_to_float_until_the_drop_holds(exact, boxes, tmp_path):
 def test_a_drop_that_does_not_hold_ends_the_export():
     reduction = Reduction(True, "shapes_train", evaluate="shapes_val", max_drop=0.5)
     _check_drop({"bbox/AP": 60.0}, {"bbox/AP": 59.5}, reduction)
-    with pytest.raises(
-        InputError, match=r"costs 0\.60 points of bbox/AP on shapes_val, more than --max-drop 0\.5"
-    ):
+    with pytest.raises(InputError, match=r"costs 0\.60 points of bbox/AP on shapes_val, more than --max-drop 0\.5"):
         _check_drop({"bbox/AP": 60.0}, {"bbox/AP": 59.4}, reduction)
     with pytest.raises(InputError, match="int8 costs nan points"):
         _check_drop({"bbox/AP": 60.0}, {"bbox/AP": float("nan")}, reduction)
