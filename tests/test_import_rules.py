@@ -29,8 +29,10 @@ MAY_SEE_CFG = {
     "report/summary.py",
     "analysis.py",
     "convert/verification.py",
+    "export/datasets.py",
     "export/exporting.py",
     "export/metadata.py",
+    "export/reducing.py",
     "inference/predictor.py",  # a model's config and preprocessing, as Detectron2's DefaultPredictor
 }
 PICTURES = "detr.pictures"

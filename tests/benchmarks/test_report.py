@@ -51,6 +51,25 @@ def test_memory_is_judged_by_its_share():
     assert row["reached"]
 
 
+def test_points_of_ap_are_a_difference():
+    scores = {"ours": Sample((69.4,)), "ours, float32": Sample((70.0,)), "ONNX": Sample((69.0,))}
+    row = report.row(PARTS["int8-ap"], Result(scores, unit="points"), WHERE)
+    assert row["ratio"] == pytest.approx(-0.6)
+    assert not row["reached"]  # allows 0.5
+    text = report.markdown(results(**{"int8-ap": row}))
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert [PARTS["int8-ap"].work, ">= -0.5 points ours, float32", "-0.60 points", "**no**"] in lines
+    assert ["", "ONNX", "69 points (69 to 69)", "+0.40 points", "1"] in [line[:5] for line in lines]
+    assert report.summary_line(row).endswith("; -0.60 points ours, float32, +0.40 points ONNX")
+
+
+def test_a_row_may_only_report():
+    row = report.row(PARTS["int8-onnx"], RESULT, WHERE)
+    assert row["reached"] is None
+    assert "| reported: original | 2.50 x" in report.markdown(results(**{"int8-onnx": row}))
+    assert not [line for line in report.markdown(results(**{"int8-onnx": row})).splitlines() if "**no**" in line]
+
+
 def test_the_limits_say_what_the_machine_allows():
     bound = {"gflop": 200.0, "dtype": "float32", "peak": 160.0, "seconds": 1.25}
     text = report.markdown(results(inference=report.row(PARTS["inference"], RESULT, WHERE, bound)))
