@@ -92,8 +92,8 @@ PARTS: dict[str, Part] = {
     "training-step-bf16": Part(
         "the same in bfloat16 mixed precision",
         Goal(1.3),
-        "As above, ours with SOLVER.AMP.DTYPE bfloat16, the original with torch.autocast around its model and criterion. "
-        "Weights are random, so that rounding shows: losses are compared with a wide bound.",
+        "As above, ours with SOLVER.AMP.DTYPE bfloat16, the original with torch.autocast around its model and its "
+        "criterion. Weights are random, so that rounding shows: losses are compared with a wide bound.",
         training.mixed_training_step,
     ),
     "memory": Part(
@@ -107,8 +107,8 @@ PARTS: dict[str, Part] = {
     "denoising-r50": Part(
         "training step with anchors and denoising, R50, against one without",
         Goal(0.87),
-        "The training step in float32, with 4 copies of 10 objects an image and as many negatives beside the 100 queries; "
-        "a goal of 0.87 x is a step of at most 1.15 x. Before, the object queries' outputs are compared.",
+        "The training step in float32, with 4 copies of 10 objects an image and as many negatives beside the 100 "
+        "queries; a goal of 0.87 x is a step of at most 1.15 x. Before, the object queries' outputs are compared.",
         denoising.r50,
     ),
     "denoising-shapes": Part(
