@@ -4,12 +4,12 @@ import logging
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from detr.errors import InputError
 
 POSITION_EMBEDDINGS = ("sine", "learned")
 CHECKPOINTED = ("backbone", "transformer", "mask_head")
+COMPILE_MODES = ("", "default", "reduce-overhead")
 INFERENCE_DTYPES = ("float32", "bfloat16", "float16")
 STUFF_MERGES = ("original", "exact")
 CLASS_LOSS_MEANS = ("rank", "all")
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 def check_names(cfg: CN) -> None:
     """Raises InputError for a meta-architecture or a backbone that is not registered."""
+    # The modules that are registered import this one.
+    from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
     for key, name, registry in (
         ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
         ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
@@ -54,9 +57,11 @@ def check_model_keys(cfg: CN) -> None:
         ("INFERENCE_DTYPE", keys.INFERENCE_DTYPE, INFERENCE_DTYPES),
         ("PANOPTIC.STUFF_MERGE", keys.PANOPTIC.STUFF_MERGE, STUFF_MERGES),
         ("CLASS_LOSS_MEAN", keys.CLASS_LOSS_MEAN, CLASS_LOSS_MEANS),
+        ("COMPILE", keys.COMPILE, COMPILE_MODES),
     ):
         if value not in choices:
-            raise InputError(f"MODEL.DETR.{key} is {value!r}: it must be one of {', '.join(choices)}")
+            names = ", ".join(choice or '""' for choice in choices)
+            raise InputError(f"MODEL.DETR.{key} is {value!r}: it must be one of {names}")
     if not 0 <= keys.DROPOUT < 1:
         raise InputError(f"MODEL.DETR.DROPOUT is {keys.DROPOUT}: it must be at least 0 and below 1")
     if unknown := set(keys.ACTIVATION_CHECKPOINT) - set(CHECKPOINTED):

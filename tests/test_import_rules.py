@@ -29,7 +29,7 @@ MAY_SEE_CFG = {
     "report/summary.py",
     "analysis.py",
     "convert/verification.py",
-    "export/__init__.py",
+    "export/exporting.py",
     "export/metadata.py",
     "inference/predictor.py",  # a model's config and preprocessing, as Detectron2's DefaultPredictor
 }

@@ -22,7 +22,7 @@ def make_metadata(model: Detr, cfg: CfgNode) -> dict[str, Any]:
         channels in 0..1; ``multiple``, a number that the padded sides are divisible by; ``square_size``, to which both
         are padded if it is not 0
     """
-    names, constraints = class_names(model), dict(model.backbone.padding_constraints)
+    names, constraints = class_names(model), model.padding_constraints
     return {
         "class_names": None if names is None else list(names),
         "is_thing": model.postprocessor.is_thing.tolist(),

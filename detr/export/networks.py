@@ -102,5 +102,6 @@ def parts(model: Detr) -> list[Part]:
 def random_batch(model: Detr, sizes: tuple[tuple[int, int], ...], generator: torch.Generator) -> ImageList:
     """Normalized images of these sizes in pixels, padded as for the model."""
     images = [torch.randn(len(model.pixel_mean), *size, generator=generator).to(model.device) for size in sizes]
-    backbone = model.backbone
-    return ImageList.from_tensors(images, backbone.size_divisibility, padding_constraints=backbone.padding_constraints)
+    return ImageList.from_tensors(
+        images, model.backbone.size_divisibility, padding_constraints=model.padding_constraints
+    )

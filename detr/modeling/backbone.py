@@ -1,5 +1,6 @@
 """The backbone adapter: any Detectron2 backbone gives the feature map and its padding mask."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,6 +96,15 @@ def pad_to_patches(backbone: Backbone) -> Backbone:
     return backbone
 
 
+def padding_constraints(backbone: Backbone, multiple: int) -> dict[str, int]:
+    """Detectron2's of the backbone, with sides that are multiples of so many pixels besides."""
+    constraints = dict(backbone.padding_constraints)
+    if multiple > 1:
+        of_backbone = constraints.get("size_divisibility", backbone.size_divisibility)
+        constraints["size_divisibility"] = math.lcm(max(of_backbone, 1), multiple)
+    return constraints
+
+
 def _undilate_first_block(backbone: ResNet) -> None:
     """Makes the dilation of res5 [1, 2, 2] over its blocks, as in torchvision's ResNet.
 
@@ -178,16 +188,21 @@ def choose_pyramid(backbone: Backbone, in_feature: str) -> tuple[str, str, str]:
     return coarse, middle, fine
 
 
-def padding_mask(images: ImageList, feature_size: tuple[int, int]) -> Tensor | None:
-    """The padding at the resolution of the feature map: (N, h, w) bool, True = padding.
+def padded_sizes(images: ImageList) -> Tensor | None:
+    """(N, 2): height and width of each image without its padding, on the batch's device.
 
     None where no image is padded: attention needs no mask then.
     """
     padded_size = tuple(images.tensor.shape[-2:])
     if all(tuple(size) == padded_size for size in images.image_sizes):
         return None
-    sizes = torch.tensor(images.image_sizes).to(images.device, non_blocking=True)
-    return sampled_padding(sizes, padded_size, feature_size)
+    return torch.tensor(images.image_sizes).to(images.device, non_blocking=True)
+
+
+def padding_mask(images: ImageList, feature_size: tuple[int, int]) -> Tensor | None:
+    """The padding at the resolution of the feature map: (N, h, w) bool, True = padding; None where there is none."""
+    sizes = padded_sizes(images)
+    return None if sizes is None else sampled_padding(sizes, tuple(images.tensor.shape[-2:]), feature_size)
 
 
 def sampled_padding(sizes: Tensor, padded_size: tuple[int, int], feature_size: tuple[int, int]) -> Tensor:

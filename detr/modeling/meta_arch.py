@@ -5,7 +5,7 @@ L  decoder layers, Q queries, K classes without no-object, d width of the transf
 """
 
 import functools
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from detr.modeling.backbone import pad_to_patches, padding_mask
+from detr.modeling.backbone import pad_to_patches, padded_sizes, padding_constraints
 from detr.modeling.batches import run_in_batches
 from detr.modeling.card import ModelCard
 from detr.modeling.criterion import SetCriterion
 from detr.modeling.mask_head import MaskFeatures, MaskHead
 from detr.modeling.matcher import Targets
+from detr.modeling.network import precision, run_network
 from detr.modeling.outputs import Outputs, TrainingOutputs
 from detr.modeling.parts import build_parts
 from detr.modeling.postprocessing import Postprocessor
@@ -52,6 +53,8 @@ class Detr(BaseDetr):
         freeze_detr: bool = False,
         inference_dtype: torch.dtype = torch.float32,
         images_alone: bool = False,
+        pad_multiple: int = 1,
+        compile_mode: str = "",
         pixel_mean: tuple[float, ...] = (123.675, 116.280, 103.530),
         pixel_std: tuple[float, ...] = (58.395, 57.120, 57.375),
         card: ModelCard | None = None,
@@ -69,6 +72,8 @@ class Detr(BaseDetr):
         inference_dtype: what products and convolutions are computed in outside training; anything else than
             float32 is mixed precision (autocast)
         images_alone, pixel_mean, pixel_std: see ``BaseDetr``
+        pad_multiple: of pixels, to which both sides of a batch are padded besides what the backbone asks for
+        compile_mode: of torch.compile, which compiles the network; "" for none
         card: what checkpoints say of the model besides its tensors; by default made from cfg (see ``HasCard``)
         """
         super().__init__(pixel_mean, pixel_std, images_alone)
@@ -94,6 +99,7 @@ class Detr(BaseDetr):
         self.deep_supervision = deep_supervision
         self.freeze_detr = freeze_detr
         self.inference_dtype = inference_dtype
+        self.pad_multiple, self.compile_mode = pad_multiple, compile_mode
         if card is not None:
             self.card = card
         if freeze_detr:
@@ -150,12 +156,15 @@ class Detr(BaseDetr):
         targets = self.targets(batched_inputs, tuple(images.tensor.shape[-2:]))
         return self.losses(self.forward_network(images, self.deep_supervision and not self.freeze_detr), targets)
 
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """The backbone's, as Detectron2 has them, with ``pad_multiple``."""
+        return padding_constraints(self.backbone, self.pad_multiple)
+
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """The normalized and padded batch (see ``normalize_images``)."""
-        backbone = self.backbone
-        return normalize_images(
-            batched_inputs, self.pixel_mean, self.pixel_std, backbone.size_divisibility, backbone.padding_constraints
-        )
+        divisibility = self.backbone.size_divisibility
+        return normalize_images(batched_inputs, self.pixel_mean, self.pixel_std, divisibility, self.padding_constraints)
 
     def forward_network(self, images: ImageList, return_intermediate: bool, queries: QuerySet | None = None) -> Outputs:
         """Backbone, transformer and heads. ``MaskHead`` predicts masks later, for chosen queries only.
@@ -163,16 +172,10 @@ class Detr(BaseDetr):
         return_intermediate: whether the earlier decoder layers are wanted too, for the auxiliary losses
         queries: those of a training step; None for the object queries alone
         """
-        more = () if queries is None else (queries,)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_detr), self._precision():
-            features = self.backbone(images.tensor)
-            mask = padding_mask(images, features[self.in_feature].shape[-2:])
-            return self.forward_heads(features, mask, return_intermediate, *more)
+        return run_network(self, images.tensor, padded_sizes(images), return_intermediate, queries)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        if self.training or self.inference_dtype == torch.float32:
-            return nullcontext()  # the training loop decides
-        return torch.autocast(self.device.type, self.inference_dtype)
+        return precision(self)
 
     def forward_heads(
         self,

@@ -99,6 +99,8 @@ def build_parts(cfg: CfgNode) -> dict[str, Any]:
         "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
         # Only where it is asked for: subclasses whose constructors list their arguments need not know it.
         **({"images_alone": True} if keys.IMAGES_ALONE else {}),
+        **({"pad_multiple": keys.PAD_MULTIPLE} if keys.PAD_MULTIPLE > 1 else {}),
+        **({"compile_mode": keys.COMPILE} if keys.COMPILE else {}),
     }
 
 
