@@ -50,7 +50,7 @@ def converter(settings: Settings) -> Result:
 
     with earlier_code() as earlier, tempfile.TemporaryDirectory() as folder:
         source = str(Path(folder) / "original.pth")
-        state = model_zoo.get("detr_R_50", pretrained=False, device="cpu").state_dict()
+        state: dict[str, Any] = model_zoo.get("detr_R_50", pretrained=False, device="cpu").state_dict()
         save_file({"model": from_detectron2(state, target_format(state, "original"), coco=True).state}, source)
 
         def convert(code: Path) -> str:
