@@ -175,7 +175,7 @@ PARTS: dict[str, Part] = {
         training.losses,
     ),
     "evaluation": Part(
-        "COCO box and mask evaluation, 5,000 images x 100 detections",
+        "COCO box and mask evaluation, 1,000 images x 100 detections",
         Goal(10.0),
         "Made-up objects and detections of 80 classes, masks as RLE. From the ground truth's dict and the list of "
         "results to the 12 numbers of boxes and the 12 of masks, by pycocotools and by what our evaluator counts with.",
@@ -189,10 +189,10 @@ PARTS: dict[str, Part] = {
         whole_evaluation.boxes,
     ),
     "eval-only-panoptic": Part(
-        "the same with panoptic maps, 24 photographs",
+        "the same with panoptic maps, 16 photographs",
         Goal(1.5),
         "R50 panoptic, with a score threshold that about 20 queries pass, for instance masks too. The maps to compare "
-        "with have the annotated objects and one kind of stuff. 24 images, so that a turn takes no longer than above.",
+        "with have the annotated objects and one kind of stuff. 16 images, so that a turn takes no longer than above.",
         whole_evaluation.panoptic,
     ),
     "loading": Part(
