@@ -17,6 +17,7 @@ help:
 	@echo '                compiled or installed, its Python sources come before those in .venv'
 	@echo 'make bench      how fast, beside its peers: benchmarks/RESULTS.md, 45 minutes on two cores'
 	@echo '                (ARGS="inference losses" measures some parts, ARGS=--list names them)'
+	@echo '                (ARGS=gpu measures on a GPU, in five minutes: benchmarks/GPU.md)'
 	@echo 'make soak       an hour of training, killing and resuming (MINUTES=5 is shorter)'
 	@echo 'make fuzz       hostile data, images, configs and checkpoints: 2,000 cases  (CASES=500, ARGS="--seed 7")'
 	@echo 'make lint       ruff and mypy'

@@ -24,7 +24,7 @@ def main() -> int:
 
     import torch
 
-    from benchmarks import learning, photos, report
+    from benchmarks import gpu, learning, photos, report
     from benchmarks.growth import TOPICS
     from benchmarks.parts import PARTS
     from benchmarks.timing import MIN_REPEATS, Settings, Unavailable
@@ -35,21 +35,22 @@ def main() -> int:
         print(f"{'growth':14} how cost grows: {', '.join(TOPICS)}")
         print(f"{'learning':14} AP against training steps: {', '.join(learning.RECIPES)}; by itself, hours")
         print(f"{'photos':14} AP on photographs that are trained on: {', '.join(photos.RECIPES)}; by itself, an hour")
+        print(f"{'gpu':14} what is there of it, on the GPU of this machine; by itself, five minutes")
         return 0
-    trainings = {"learning": learning.measure, "photos": photos.measure}
-    if trainings.keys() & set(options.parts) and len(options.parts) > 1:
-        print(f"{' and '.join(trainings)} take long and have runs of their own: name one alone", file=sys.stderr)
+    alone = {"learning": learning.measure, "photos": photos.measure, "gpu": gpu.measure}
+    if alone.keys() & set(options.parts) and len(options.parts) > 1:
+        print(f"{', '.join(alone)} have runs of their own: name one alone", file=sys.stderr)
         return 2
-    if unknown := set(options.parts) - PARTS.keys() - trainings.keys():
+    if unknown := set(options.parts) - PARTS.keys() - alone.keys():
         print(f"unknown parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}", file=sys.stderr)
         return 2
     if options.repeats < MIN_REPEATS and not options.smoke:
         print(f"--repeats must be {MIN_REPEATS} or more: fewer give no median worth printing", file=sys.stderr)
         return 2
-    if set(options.parts) <= trainings.keys() and options.parts:
+    if set(options.parts) <= alone.keys() and options.parts:
         where = {**report.machine(Settings(threads=1)), "date": report.today()}
         try:
-            trainings[options.parts[0]](where, jobs=options.threads, smoke=options.smoke)
+            alone[options.parts[0]](where, jobs=options.threads, smoke=options.smoke)
         except Unavailable as reason:
             print(reason, file=sys.stderr)
             return 2

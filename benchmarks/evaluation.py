@@ -32,7 +32,7 @@ class Data:
 
 def coco(settings: Settings) -> Result:
     """A small set warms up, and all numbers of the timed turns are compared: a turn of pycocotools is minutes long."""
-    images = 60 if settings.smoke else 5000
+    images = 60 if settings.smoke else 1000
     data = make_data(images)
     outputs: dict[str, list[float]] = {}
 

@@ -3,9 +3,8 @@
 It takes no time: what is registered, and all else that the package has, is imported when it is used.
 """
 
-from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if find_spec("detectron2") is None:
     raise ImportError(
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Detr", "Predictor", "add_detr_config", "model_zoo", "register_any"]
 __version__ = "0.1.0"
 
-_import_name = import_on_use(
+__getattr__ = import_on_use(
     __name__,
     {
         "Detr": "modeling.meta_arch",
@@ -37,13 +36,6 @@ _import_name = import_on_use(
         "register_any": "data",
     },
 )
-
-
-def __getattr__(name: str) -> Any:
-    """What ``__all__`` lists, and the package's modules."""
-    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
-        return import_module(f"{__name__}.{name}")
-    return _import_name(name)
 
 
 def __dir__() -> list[str]:

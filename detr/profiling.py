@@ -84,7 +84,7 @@ def profile_model(
     if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), Detr):
         raise InputError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: only Detr can be profiled")
     model = build_model(cfg).train(training)
-    inputs = [_random_input(model, size, training) for _ in range(batch)]
+    inputs = [random_input(model, size, training) for _ in range(batch)]
     cuda = model.device.type == "cuda"
     try:
         with ExitStack() as stack:
@@ -114,7 +114,8 @@ def _timed(run: Callable[[], Any], cuda: bool) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _random_input(model: Detr, size: tuple[int, int], training: bool) -> dict[str, Any]:
+def random_input(model: Detr, size: tuple[int, int], training: bool) -> dict[str, Any]:
+    """Noise as an image, on the host as from a loader; in training with ``OBJECTS`` objects, and masks if wanted."""
     height, width = size
     image = torch.randint(0, 256, (len(model.pixel_mean), height, width), dtype=torch.uint8)
     x: dict[str, Any] = {"image": image, "height": height, "width": width}

@@ -6,7 +6,6 @@ import json
 import time
 
 import pytest
-import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from detr import Detr, profiling
@@ -61,13 +60,6 @@ def test_time_is_where_it_is_spent(monkeypatch):
     assert found.parts["preprocessing"].host >= 200
     assert found.parts["heads"].host >= 200
     assert all(host < 200 for host in others.values())
-
-
-def test_a_compiled_network_is_one_part():
-    with torch.compiler.set_stance("force_eager"):
-        found = profiling.profile_model(config({"MODEL.DETR.COMPILE": "default"}), size=(64, 64), steps=1)
-    assert "encoder" not in found.parts
-    assert found.parts["network, rest"].host > 0
 
 
 def test_the_tool(script, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from detectron2.data.common import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from detr.data.pinning import pinnable
 from detr.errors import InputError
 from detr.random_state import seeded
 
@@ -121,6 +123,8 @@ class TrainingLoader(DataLoader[Any]):
     def __init__(self, images: SeededImages, batches: Batches, **options: Any) -> None:
         # A generator of its own, else workers' seeds would be drawn from the training's random numbers.
         generator = torch.Generator().manual_seed(batches.seed)
+        if options.get("pin_memory"):
+            options["collate_fn"] = partial(pinnable, options["collate_fn"])
         super().__init__(images, batch_sampler=batches, generator=generator, **options)
 
     def __iter__(self) -> "TrainingIterator":  # type: ignore[override]

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
 
@@ -24,7 +25,8 @@ def build_detr_loader(cfg: CfgNode) -> Any:
     loaded = _loaded.get()
     dicts = loaded[1] if loaded and loaded[0] == _source(cfg) else data_checks.load_training_sets(cfg)
     sampler = samplers.panoptic_sampler(cfg, dicts) if panoptic else None
-    return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts, sampler=sampler)
+    pinned = torch.cuda.is_available() and torch.device(cfg.MODEL.DEVICE).type == "cuda"
+    return build_detection_train_loader(cfg, mapper=mapper, dataset=dicts, sampler=sampler, pin_memory=pinned)
 
 
 @contextmanager

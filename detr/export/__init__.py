@@ -12,9 +12,9 @@ import detectron2.modeling  # noqa: F401
 from detr.lazy_imports import import_on_use
 
 if TYPE_CHECKING:
-    from detr.export.exporting import FORMATS, Report, export, get_config, load
+    from detr.export.exporting import FORMATS, Reduction, Report, export, get_config, load
 
-__all__ = ["FORMATS", "Report", "export", "get_config", "load"]
+__all__ = ["FORMATS", "Reduction", "Report", "export", "get_config", "load"]
 
 # What registers "ExportedDetr" needs no exporters.
 __getattr__ = import_on_use(__name__, dict.fromkeys(__all__, "exporting"))

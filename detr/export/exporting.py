@@ -24,13 +24,14 @@ from detr.export.checking import check, format_sizes
 from detr.export.metadata import as_texts, make_metadata
 from detr.export.model import NETWORK, Description, ExportedDetr
 from detr.export.networks import parts
+from detr.export.reduction import FLOAT32, Reduction
 from detr.export.runtimes import FORMATS
 from detr.export.script import write_script
 from detr.export.writing import PACKAGES, check_packages, write_graph
 from detr.modeling.card import ModelCard, without_training
 from detr.modeling.meta_arch import Detr
 
-__all__ = ["FORMATS", "Report", "export", "get_config", "load"]
+__all__ = ["FORMATS", "Reduction", "Report", "export", "get_config", "load"]
 
 CONFIG = "config.yaml"
 
@@ -68,17 +69,19 @@ def get_config(folder: str) -> CfgNode:
     return cfg
 
 
-def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False) -> Report:
+def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False, reduction: Reduction = FLOAT32) -> Report:
     """Writes the model of ``cfg`` with its MODEL.WEIGHTS into the folder ``output``.
 
     The files are run before they are put in their place: where they do not do what the model does, nothing is left.
-    The graphs are in float32, whatever the value of MODEL.DETR.INFERENCE_DTYPE. Empty weights are exported as they are,
-    random. MODEL.DEVICE counts for TorchScript, which runs where it was traced.
+    The graphs are in float32, or as ``reduction`` says, whatever the value of MODEL.DETR.INFERENCE_DTYPE. Empty
+    weights are exported as they are, random. MODEL.DEVICE counts for TorchScript, which runs where it was traced.
 
     format: one of ``FORMATS``
     overwrite: whether an exported model in ``output`` may be replaced
+    reduction: int8, or weights of half the size, and what to measure
 
-    Raises InputError for bad input, a missing package, and a graph that differs from the model.
+    Raises InputError for bad input, a missing package, a graph that differs from the model, and an AP that int8 cannot
+    keep.
     """
     check_names(cfg)
     if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), Detr):
@@ -89,8 +92,13 @@ def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False) -> R
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DETR.INFERENCE_DTYPE = "float32"
+    if reduction != FLOAT32:
+        # Only here and below: it imports what loads and evaluates data sets.
+        from detr.export.reducing import check_reduction
+
+        check_reduction(cfg, reduction, format)
     on_gpu = format == "torchscript" and cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
-    description = _write(_loaded(cfg, "cuda" if on_gpu else "cpu"), cfg, output, format)
+    description = _write(_loaded(cfg, "cuda" if on_gpu else "cpu"), cfg, output, format, reduction)
     files = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in description.files.items())
     versions = ", ".join(f"{name} {version}" for name, version in description.versions.items())
     return Report(
@@ -99,13 +107,28 @@ def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False) -> R
             ("format", f"{format} ({versions})"),
             ("output", f"{output}: {files}"),
             *(("checked", _format_check(x)) for x in description.checked),
+            *(("measured", row) for row in _format_measured(description)),
         ]
     )
 
 
 def _format_check(checked: dict[str, Any]) -> str:
+    if "agreement" in checked:
+        parts = ", ".join(f"{name} {value:.4f}" for name, value in checked["agreement"].items())
+        return f"on {format_sizes(checked['images'])}: agreement with the model, of 1: {parts}"
     found = ", ".join(f"{name} differ by at most {value:.1e}" for name, value in checked["differences"].items())
     return f"on {format_sizes(checked['images'])}: {found}"
+
+
+def _format_measured(description: Description) -> list[str]:
+    if description.measured is None:
+        return []
+    before, after = description.measured["float32"], description.measured[description.dtype]
+    return [
+        f"on {description.measured['dataset']}: {name} {before[name]:.2f} in float32, {after[name]:.2f} in "
+        f"{description.dtype}"
+        for name in before
+    ]
 
 
 def _check_output(output: str, overwrite: bool) -> None:
@@ -148,7 +171,7 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
     return model.eval().requires_grad_(False)
 
 
-def _write(model: Detr, cfg: CfgNode, output: str, format: str) -> Description:
+def _write(model: Detr, cfg: CfgNode, output: str, format: str, reduction: Reduction) -> Description:
     described: list[Description] = []
 
     metadata = make_metadata(model, cfg)
@@ -177,6 +200,11 @@ def _write(model: Detr, cfg: CfgNode, output: str, format: str) -> Description:
         description.write(folder)
         description.checked = check(load(folder, model.device), model)
         description.write(folder)
+        if reduction.dtype != "float32":
+            from detr.export.reducing import reduce_graphs
+
+            reduce_graphs(folder, model, cfg, reduction, description, lambda: load(folder, model.device))
+            description.write(folder)
         described.append(description)
 
     save_folder(write, output)

@@ -44,7 +44,8 @@ def run_network(
         with config.patch(recompile_limit=VARIANTS, skip_nnmodule_hook_guards=False):  # type: ignore[attr-defined]
             outputs = _compiled(model.compile_mode)(*inputs)
     except BackendCompilerFailed as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        cause = error.inner_exception
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise InputError(
             f"MODEL.DETR.COMPILE {model.compile_mode}: torch.compile fails here ({reason}). On a CPU it takes a C++ "
             'compiler such as g++, on a GPU Triton and a GPU that Triton supports; MODEL.DETR.COMPILE "" runs without'

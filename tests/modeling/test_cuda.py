@@ -14,6 +14,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch.overrides import TorchFunctionMode
 
+from detr.data.pinning import pinnable
 from detr.engine.solver import build_optimizer
 from tests.conftest import QUICKSTART, ROOT, TINY, make_input, with_masks
 from tests.engine.test_training import TRAINING, iterations, train
@@ -188,6 +189,53 @@ def test_a_training_step_waits_once_for_the_matching_cost_and_once_for_metrics(t
     with EventStorage(), counted_waits() as where:
         step(model, optimizer, batch)
     assert [place.rpartition("/")[2].partition(":")[0] for place in where] == ["matcher.py", "meta_arch.py"], where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("config", [QUICKSTART, PANOPTIC], ids=["boxes", "masks and panoptic"])
+def test_a_compiled_network_gives_the_same(config, mode):
+    expected = build_lively(config, {**TINY, "MODEL.DETR.PANOPTIC.SCORE_THRESHOLD": 0.35})
+    model = copy.deepcopy(expected).to("cuda")
+    model.compile_mode = mode
+    for sizes in ([(96, 128)], [(96, 128), (131, 97)], [(96, 128)]):
+        for _ in range(3):  # CUDA graphs are recorded in the second call
+            assert_same(model, expected, sizes, tolerance=2e-3)
+    images = model.preprocess([make_input([], [])])
+    with torch.no_grad():
+        first = model.forward_network(images, return_intermediate=False)
+        kept = first.logits.clone()
+        model.query_embed.weight.add_(1)
+        second = model.forward_network(images, return_intermediate=False)
+    assert torch.equal(first.logits, kept)
+    assert not torch.equal(second.logits, kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_training_steps_give_the_same(tiny_config, mode):
+    model, _, batch = training(tiny_config, "masks")
+    reference = copy.deepcopy(model)
+    model.compile_mode = mode
+    for _ in range(3):
+        for network in (model, reference):
+            network.zero_grad()
+            sum(network(batch).values()).backward()
+    for (key, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=0.02, atol=1e-3, msg=key)
+
+
+def test_pinned_batches_are_copied_without_waiting(tiny_config):
+    model, _, batch = training(tiny_config, "masks")
+    pinned = pinnable(list, batch).pin_memory()
+    truth = pinned[0]["instances"]
+    assert pinned[0]["image"].is_pinned()
+    assert truth.gt_masks.tensor.is_pinned()
+    model.preprocess(pinned)  # libraries initialize themselves
+    with no_waits():
+        images = model.preprocess(pinned)
+        model.targets(pinned, tuple(images.tensor.shape[-2:]))
 
 
 @pytest.mark.parametrize("method", ["cpu", "tolist", "nonzero", "__bool__"])

@@ -6,6 +6,8 @@ tests/modeling/test_cuda.py holds the same of a real GPU, where there is one.
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr.engine.solver import build_optimizer
 from tests.fake_cuda import fake_cuda, move_to_cuda
@@ -55,6 +57,39 @@ def test_inference_waits_where_what_comes_out_depends_on_scores(name, dtype):
             assert all(is_on_gpu(x) for x in fields.values())
             assert "panoptic_seg" not in output or is_on_gpu(output["panoptic_seg"][0])
     assert seen == [model.inference_dtype]
+
+
+class Uploads(TorchDispatchMode):
+    """Type and shape of what goes from the host to the GPU, and whether in the background."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        target = kwargs.get("device")
+        x = args[0] if args else None
+        on_host = isinstance(x, torch.Tensor) and not isinstance(x, FakeTensor)
+        if on_host and target is not None and target.type == "cuda":
+            self.seen.append((x.dtype, tuple(x.shape), kwargs.get("non_blocking")))
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_go_to_the_gpu_as_bytes_and_in_the_background(training):
+    _, model = build("masks and queries for training")
+    inputs = batch()
+    with fake_cuda(), EventStorage(), Uploads() as uploads:
+        move_to_cuda(model).train(training)
+        uploads.seen.clear()
+        model(inputs)
+    expected = [(torch.uint8, tuple(x["image"].shape), True) for x in inputs]
+    assert [x for x in uploads.seen if x[0] == torch.uint8] == expected
+    if training:
+        masks = [(torch.bool, tuple(x["instances"].gt_masks.tensor.shape), True) for x in inputs]
+        assert [x for x in uploads.seen if x[0] == torch.bool and len(x[1]) == 3] == masks
+    assert all(in_background for _, _, in_background in uploads.seen)
 
 
 @pytest.mark.parametrize(
