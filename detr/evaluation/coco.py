@@ -97,7 +97,7 @@ class FastCOCOEvaluator(EncodingEvaluator, COCOEvaluator):
             self.encode_later(x, self._encode, output["instances"].to("cpu"))
 
     def _encode(self, image_id: Any, instances: Instances) -> dict[str, Any]:
-        """The prediction that COCOEvaluator makes of an image; with hotcoco its masks take half the time."""
+        """The prediction that COCOEvaluator makes of an image; with hotcoco its masks take two thirds of the time."""
         if self.backend == "pycocotools" or not instances.has("pred_masks"):
             return {"image_id": image_id, "instances": instances_to_coco_json(instances, image_id)}
         fields = instances.get_fields()
