@@ -10,7 +10,6 @@ import sys
 
 import detr  # noqa: F401  explains how to install Detectron2 where it is missing
 from detr.convert.conversion import BACKBONES, TARGETS, Request, convert
-from detr.convert.verification import verify
 from detr.errors import OneLineParser, exit_with_one_line
 
 
@@ -82,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     print_rows(report.rows)
     if args.verify:
+        from detr.convert.verification import verify  # it imports models, which takes seconds
+
         print_rows([("verified", verify(report.source, report.output, report.info))])
 
 

@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parent
 INSTALL_REQUIRES = [
     "torch>=2.14,<3",  # the oldest that the tests passed with; in 2.6.0 a training step on a CPU crashed
     "torchvision>=0.29,<1",
-    "wrapt>=1.16,<3",  # registers Detr when Detectron2 is imported, so that a command imports what it uses
     "numpy>=1.26,<3",
     "scipy>=1.11,<2",
     "Pillow>=10.1,<14",

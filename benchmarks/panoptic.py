@@ -47,7 +47,7 @@ def _panoptic(settings: Settings, kept: int | None) -> Result:
     """kept: how many queries the score threshold leaves; None for all."""
     size = image_size(settings)
     photo = photograph(*size)
-    threshold = 0.0 if kept is None else _threshold(photo, kept)
+    threshold = 0.0 if kept is None else threshold_of(photo, kept)
     contestants = {
         "ours": _ours(size[0], threshold),
         "original": _original(size[0], threshold),
@@ -65,7 +65,7 @@ def _panoptic(settings: Settings, kept: int | None) -> Result:
 
 
 @torch.no_grad()
-def _threshold(photo: Image.Image, kept: int) -> float:
+def threshold_of(photo: Image.Image, kept: int) -> float:
     """Half way between the scores of the last query to keep and of the next."""
     model = original(NAME, panoptic=True)[0].detr
     image = original_preprocessing(photo.height)(photo)

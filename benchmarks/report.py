@@ -15,7 +15,8 @@ from benchmarks.parts import PARTS, TRANSFERS, Part
 from benchmarks.timing import Result, Sample, Settings, ratio
 
 FOLDER = Path(__file__).resolve().parent
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "openvino", "pycocotools", "hotcoco", "numpy", "scipy")
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "openvino", "nncf", "onnxruntime", "pycocotools", "hotcoco")
+PACKAGES += ("numpy", "scipy")
 ORACLE = "detr 0.1.4 (the original)"
 
 
@@ -60,7 +61,7 @@ def row(part: Part, result: Result, where: Mapping[str, Any], bound: Mapping[str
         "work": part.work,
         "goal": str(part.goal),
         "ratio": against[first]["ratio"],
-        "reached": part.goal.reached(against[first]["ratio"]),
+        "reached": part.goal.reached(ours.median if part.goal.unit == "s" else against[first]["ratio"]),
         "unit": result.unit,
         "ours": _numbers(ours),
         "peers": against,
@@ -111,10 +112,10 @@ def markdown(results: Mapping[str, Any]) -> str:
     blocks = [
         "# Results",
         "Written by `make bench`. A ratio above 1 is in our favor for times and rates: how many times longer the peer "
-        "takes, or how many times more we do; for memory it is our share of the peer's. Medians, with the lowest and "
-        "highest value; contestants take turns in one process, a new one for each part (for memory, for each "
-        "measurement), after their outputs were found to agree, as far as is told below. The ratio to the goal's peer, "
-        "the first one, is the one that counts.",
+        "takes, or how many times more we do; for memory it is our share of the peer's, "
+        "for AP and PQ what ours has more. Medians, with the lowest and highest value; contestants take turns in "
+        "one process, a new one for each part (for memory, for each measurement), after their outputs were found to "
+        "agree, as far as is told below. The ratio to the goal's peer, the first one, is the one that counts.",
         *(f"Run {letter}: {text}." for text, letter in runs.items()),
         summary_table(rows),
         "## Against each peer",
@@ -148,8 +149,11 @@ def summary_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             body.append([row["work"], row["goal"], "-", f"not measured: {row['unavailable']}"])
         else:
             peer = next(iter(row["peers"]))
-            reached = "yes" if row["reached"] else "**no**"
-            body.append([row["work"], f"{row['goal']} {peer}", f"{row['ratio']:.2f} x", reached])
+            reached = {None: "-", True: "yes", False: "**no**"}[row["reached"]]
+            goal, ratio = f"{row['goal']} {peer}", _ratio(row["ratio"], row["unit"])
+            if row["goal"].endswith(" s"):  # of our own time
+                goal, ratio = row["goal"], f"{_seconds(row['ours']['median'])}; {ratio} {peer}"
+            body.append([row["work"], goal, ratio, reached])
     body.append([TRANSFERS[0], TRANSFERS[1], "-", TRANSFERS[2]])
     return _table(body, ["work", "goal", "ratio", "reached"])
 
@@ -159,7 +163,7 @@ def summary_line(row: Mapping[str, Any]) -> str:
     if "unavailable" in row:
         return f"not measured ({row['unavailable']})"
     ours = _spread(row["ours"], row["unit"])
-    peers = ", ".join(f"{found['ratio']:.2f} x {peer}" for peer, found in row["peers"].items())
+    peers = ", ".join(f"{_ratio(found['ratio'], row['unit'])} {peer}" for peer, found in row["peers"].items())
     return f"ours {ours}; {peers}"
 
 
@@ -171,7 +175,7 @@ def _peer_table(rows: Mapping[str, Mapping[str, Any]], runs: Mapping[str, str]) 
         letter, unit = runs[_machine_text(row)], row["unit"]
         body.append([row["work"], "ours", _spread(row["ours"], unit), "", row["ours"]["repeats"], letter])
         for peer, found in row["peers"].items():
-            body.append(["", peer, _spread(found, unit), f"{found['ratio']:.2f} x", found["repeats"], letter])
+            body.append(["", peer, _spread(found, unit), _ratio(found["ratio"], unit), found["repeats"], letter])
     return _table(body, ["work", "who", "median (lowest to highest)", "ratio", "turns", "run"])
 
 
@@ -194,6 +198,10 @@ def _limits(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     )
     head = ["work", "GFLOP", "highest rate", "takes at least", "ours", "of the highest rate", "ratio at most", "goal"]
     return ["## What the machine allows", intro, _table(body, head)]
+
+
+def _ratio(value: float, unit: str) -> str:
+    return f"{value:+.2f} points" if unit == "points" else f"{value:.2f} x"
 
 
 def _spread(found: Mapping[str, Any], unit: str) -> str:

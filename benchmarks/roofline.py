@@ -40,7 +40,7 @@ def bound(part: str, settings: Settings) -> dict[str, Any] | None:
     """The least seconds that the part's products take here; None where the part is not about products."""
     if part not in WORKS:
         return None
-    dtype = torch.bfloat16 if part == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if part in ("bfloat16", "training-step-bf16") else torch.float32
     gflop, rate = 2 * WORKS[part](settings) / 1e9, peak(dtype)
     return {"gflop": gflop, "dtype": str(dtype).removeprefix("torch."), "peak": rate, "seconds": gflop / rate}
 
@@ -69,4 +69,5 @@ WORKS: dict[str, Work] = {
     "panoptic-100": functools.partial(_PANOPTIC, kept=100),
     "panoptic-20": functools.partial(_PANOPTIC, kept=20),
     "training-step": _training,
+    "training-step-bf16": _training,
 }

@@ -57,7 +57,7 @@ class Result:
     """The outcome of a part.
 
     samples: ours first, then the peer that the goal speaks of, then the other peers
-    unit: of the values, "s", "MiB" or "images/s"
+    unit: of the values, "s", "MiB", "images/s" or "points" of AP or PQ
     agreement: how far the outputs are apart, and which bound they kept
     note: what else a reader should know of this measurement
     """
@@ -113,7 +113,10 @@ def require(who: str, differences: Mapping[str, float], bounds: Mapping[str, flo
 
 
 def ratio(ours: Sample, peer: Sample, unit: str) -> float:
-    """Of the medians, as the goals have it: how often ours fits into the peer's time, else ours over the peer's."""
+    """Of the medians, as the goals have it: how often ours fits into the peer's time, the points that ours has more,
+    else ours over the peer's."""
+    if unit == "points":
+        return ours.median - peer.median
     return peer.median / ours.median if unit == "s" else ours.median / peer.median
 
 

@@ -8,10 +8,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
@@ -20,6 +20,7 @@ from benchmarks.contestants import original, our_config, transformers_parts
 from benchmarks.timing import Result, Sample, Settings, race, require
 from detr.checkpoint.rows import THINGS, coco_rows
 from detr.engine.solver import build_optimizer
+from detr.engine.training_step import TrainingStep
 from detr.modeling.criterion import SetCriterion
 from detr.modeling.matcher import HungarianMatcher, Targets
 from tests.parity.oracle import build_original, load_oracle, original_checkpoint, original_targets
@@ -27,6 +28,7 @@ from tests.parity.pairs import converted
 
 OBJECTS = 10  # an image, in a training step
 LOSS_BOUND = 1e-3  # of the total loss, relative, without dropout
+MIXED_LOSS_BOUND = 0.05  # the same in bfloat16, whose rounding lively random weights magnify
 CHECKPOINTED = (("transformer",), ("backbone", "transformer"))  # what else a user may choose
 CLIP, RATE, BACKBONE_RATE, DECAY = 0.1, 1e-4, 1e-5, 1e-4  # the original's recipe
 Step = Callable[[], Any]
@@ -71,21 +73,40 @@ class Batch:
 
 
 def training_step(settings: Settings) -> Result:
-    """Dropout makes every loss another one, so that the losses are compared before, without it."""
+    return _training_step(settings)
+
+
+def mixed_training_step(settings: Settings) -> Result:
+    return _training_step(settings, dtype=torch.bfloat16)
+
+
+def _training_step(settings: Settings, dtype: torch.dtype | None = None) -> Result:
+    """Dropout makes every loss another one, so that the losses are compared before, without it.
+
+    dtype: of products and convolutions in mixed precision; None for float32
+    """
     batch = Batch(*batch_size(settings))
     name, height = "detr_R_50", batch_size(settings)[1]
     model, criterion, _ = original(name)
     theirs = _trainable(model)
-    ours = converted(model, our_config(name, height))
-    agreement = _compare_losses(ours, theirs, criterion, batch)
+    amp = () if dtype is None else ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", str(dtype).removeprefix("torch."))
+    cfg = our_config(name, height, *amp)
+    ours = converted(model, cfg)
+    with mixed_precision(dtype):
+        agreement = _compare_losses(ours, theirs, criterion, batch, LOSS_BOUND if dtype is None else MIXED_LOSS_BOUND)
     steps = {
-        "ours": our_step(ours, our_config(name, height), batch),
-        "original": original_step(theirs, criterion, batch),
-        "transformers": _transformers_step(transformers_parts(name, height)[1], batch),
+        "ours": our_step(ours, cfg, batch, dtype),
+        "original": original_step(theirs, criterion, batch, dtype),
     }
+    if dtype is None:
+        steps["transformers"] = _transformers_step(transformers_parts(name, height)[1], batch)
     with EventStorage():
         samples, _ = race(steps, settings.repeats, lambda outputs: "")
     return Result(samples, agreement=agreement)
+
+
+def mixed_precision(dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
 
 
 def _trainable(model: Any) -> Any:
@@ -95,29 +116,30 @@ def _trainable(model: Any) -> Any:
     return copy
 
 
-def our_step(model: Any, cfg: Any, batch: Batch) -> Step:
-    return step_of_batches(model, cfg, [batch.ours])
+def our_step(model: Any, cfg: Any, batch: Batch, dtype: torch.dtype | None = None) -> Step:
+    return step_of_batches(model, cfg, [batch.ours], dtype)
 
 
-def step_of_batches(model: Any, cfg: Any, batches: Sequence[Any]) -> Step:
-    """Detectron2's own loop: forward, loss, backward, clipping and AdamW, and its log of losses. Batches take turns."""
-    optimizer = build_optimizer(cfg, model)
-    loader = itertools.cycle(batches)
-    # As our Trainer has it: the gradients of the last step go before the forward pass.
-    trainer = SimpleTrainer(model.train(), loader, optimizer, zero_grad_before_forward=True)
+def step_of_batches(model: Any, cfg: Any, batches: Sequence[Any], dtype: torch.dtype | None = None) -> Step:
+    """Our trainer's loop: forward, loss, backward, clipping and AdamW, and its log of losses. Batches take turns."""
+    trainer = TrainingStep(model.train(), itertools.cycle(batches), build_optimizer(cfg, model), dtype=dtype)
     trainer.iter = 0
     return trainer.run_step
 
 
-def original_step(model: Any, criterion: Any, batch: Batch) -> Step:
-    """The same as the authors' loop does it: the loss is looked at before the step, for it may be infinite."""
+def original_step(model: Any, criterion: Any, batch: Batch, dtype: torch.dtype | None = None) -> Step:
+    """The same as the authors' loop does it: the loss is looked at before the step, for it may be infinite.
+
+    dtype: of autocast around their forward pass and losses; None for float32
+    """
     model.train()
     criterion.train()
     optimizer = _two_groups(model)
 
     def step() -> None:
-        losses = criterion(model(batch.nested), batch.theirs)
-        total = sum(losses[key] * weight for key, weight in criterion.weight_dict.items())
+        with mixed_precision(dtype):
+            losses = criterion(model(batch.nested), batch.theirs)
+            total = sum(losses[key] * weight for key, weight in criterion.weight_dict.items())
         if not torch.isfinite(total):
             raise FloatingPointError("the original has diverged")
         _descend(optimizer, total)
@@ -149,13 +171,13 @@ def _descend(optimizer: torch.optim.Optimizer, total: Tensor) -> None:
 
 
 @torch.no_grad()
-def _compare_losses(ours: Any, theirs: Any, criterion: Any, batch: Batch) -> str:
+def _compare_losses(ours: Any, theirs: Any, criterion: Any, batch: Batch, bound: float) -> str:
     outputs = ours.forward_network(ours.preprocess(batch.ours), return_intermediate=True)
     losses, _ = ours.criterion(outputs.logits, outputs.boxes, ours.targets(batch.ours, (0, 0)))
     expected = criterion(theirs(batch.nested), batch.theirs)
     total = sum(float(expected[key]) * weight for key, weight in criterion.weight_dict.items())
     found = sum(float(value) for value in losses.values())
-    return require("ours", {"total loss": abs(found - total) / total}, {"total loss": LOSS_BOUND})
+    return require("ours", {"total loss": abs(found - total) / total}, {"total loss": bound})
 
 
 def peak_memory(settings: Settings) -> Result:

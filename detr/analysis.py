@@ -4,6 +4,8 @@ The network runs on torch's fake tensors, which have a shape and no data: any si
 A MAC is one multiplication with its addition, in a convolution or a matrix product.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -82,14 +84,7 @@ def analyze(
         raise InputError(f"images of {size[0]} x {size[1]} pixels: each side must be from 1 to {MAX_SIDE}")
     if batch < 1:
         raise InputError(f"a batch of {batch} images: it must have at least 1")
-    check_names(cfg)
-    if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), Detr):
-        raise InputError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: only Detr can be analyzed")
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE, cfg.MODEL.DETR.COMPILE = "cpu", ""
-    model = build_model(cfg)
-    model.fold_queries()  # the model that comes out of the training is analyzed
+    model = _plain_model(cfg)
     queries = model.query_embed.num_embeddings
     for name, value, least in (("queries kept", queries_kept, 0), ("objects an image", objects, 1)):
         if value is not None and not least <= value <= queries:
@@ -100,13 +95,10 @@ def analyze(
         part = parts[_part_of(name, names)]
         part.parameters += parameter.numel()
         part.trainable += parameter.numel() * parameter.requires_grad
-    try:
+    with _errors_of_model(cfg, size):
         training = _count_flops(model.train(), size, batch, masks=objects)
         model.eval().requires_grad_(False)  # the counter cannot follow trained parameters without a graph
         inference = _count_flops(model, size, 1, masks=queries if queries_kept is None else queries_kept)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{cfg.MODEL.BACKBONE.NAME} at {size[0]} x {size[1]} cannot be analyzed: {reason}") from error
     flops = {name: sum(by_operator.values()) for name, by_operator in inference.get_flop_counts().items()}
     parts[OTHER].macs = flops["Global"] // 2  # a multiplication and an addition
     for name, part_name in names.items():
@@ -118,6 +110,40 @@ def analyze(
         checkpoint=sum(x.numel() * x.element_size() for x in model.state_dict().values()),
         training_macs=training.get_total_flops() // 2,
     )
+
+
+def rough_training_macs(cfg: CfgNode, size: tuple[int, int]) -> int:
+    """About the ``training_macs`` of one image with one object, of which only the forward's are counted: it is fast.
+
+    Raises InputError for a config whose model is no ``Detr``, and for a model that cannot run at this size.
+    """
+    model = _plain_model(cfg).eval().requires_grad_(False)
+    with _errors_of_model(cfg, size):
+        flops = _count_flops(model, size, 1, masks=1).get_flop_counts()
+    total, masks = (sum(flops.get(name, {}).values()) for name in ("Global", f"{_Network.__name__}.model.mask_head"))
+    return (total + 2 * (masks if model.freeze_detr else total)) // 2  # backward twice, through what is trained
+
+
+def _plain_model(cfg: CfgNode) -> Detr:
+    """The model that comes out of the training, on the CPU."""
+    check_names(cfg)
+    if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), Detr):
+        raise InputError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: only Detr can be analyzed")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE, cfg.MODEL.DETR.COMPILE = "cpu", ""
+    model: Detr = build_model(cfg)
+    model.fold_queries()
+    return model
+
+
+@contextlib.contextmanager
+def _errors_of_model(cfg: CfgNode, size: tuple[int, int]) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{cfg.MODEL.BACKBONE.NAME} at {size[0]} x {size[1]} cannot be analyzed: {reason}") from error
 
 
 def part_names(model: Detr) -> dict[str, str]:

@@ -145,8 +145,11 @@ def add_detr_config(cfg: CN) -> None:
     # "panoptic_seg/PQ" or "val_loss"; of several test sets with the set in front. "": PQ, else mask AP, else box AP.
     # Less is better where the last part of the name has "loss" or "error" in it, else more.
     cfg.TEST.BEST_METRIC = ""
-    # New: what counts the matches for AP of boxes and masks. "auto": hotcoco where it is installed, else pycocotools;
-    # "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
+    # New: at most so many images are evaluated at a time, on each GPU. They have one size after resizing, so that none
+    # is padded: the results are those of single images but for rounding, and come in the order of the data set.
+    cfg.TEST.IMS_PER_BATCH = 1
+    # New: what counts the matches for AP of boxes and masks, and for PQ. "auto": hotcoco where it is installed, else
+    # pycocotools and panopticapi; "hotcoco": an error where it is not; "pycocotools". The numbers are the same.
     cfg.TEST.COCO_BACKEND = "auto"
     # New: in training, an evaluation also computes the losses on the test sets, as `val_loss`, `val_loss_ce` and so on.
     cfg.TEST.LOSS = False

@@ -4,7 +4,6 @@ import logging
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from detr.errors import InputError
 
@@ -30,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 def check_names(cfg: CN) -> None:
     """Raises InputError for a meta-architecture or a backbone that is not registered."""
+    # The modules that are registered import this one.
+    from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
     for key, name, registry in (
         ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
         ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),

@@ -53,6 +53,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "DATALOADER.NUM_WORKERS": (0, 1000),
     "DATALOADER.REPEAT_THRESHOLD": (0, 1),
     **{f"TEST.{key}": (0, MANY) for key in ("EVAL_PERIOD", "EVAL_EPOCHS")},
+    "TEST.IMS_PER_BATCH": (1, LARGEST),
     "TEST.DETECTIONS_PER_IMAGE": (-1, LARGEST),  # -1: all of them
     "TEST.PRECISE_BN.NUM_ITER": (1, LARGEST),
     # Below 0: another one each time. Detectron2 adds the rank to it, and numpy's are below 2**32.

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from detr import Detr
-from detr.analysis import Part, analyze
+from detr.analysis import Part, analyze, rough_training_macs
 from detr.engine.defaults import load_config
 from detr.errors import InputError, exit_with_one_line
 from tests.conftest import QUICKSTART, ROOT, TINY, TRAINING_QUERIES, as_opts, make_input
@@ -236,3 +236,12 @@ def test_the_script_tells_a_mistake_in_one_line(script, args, message, capsys):
     assert stopped.value.code == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_the_rough_count_of_a_step_is_near_the_exact_one(tiny_config, tiny_masks):
+    frozen = tiny_masks.clone()
+    frozen.defrost()
+    frozen.MODEL.DETR.FREEZE_DETR = True
+    for cfg in (tiny_config(), tiny_masks, frozen):
+        exact = analyze(cfg, size=(96, 128), objects=1).training_macs
+        assert rough_training_macs(cfg, (96, 128)) == pytest.approx(exact, rel=0.35)

@@ -29,12 +29,9 @@ USES_EXTRAS = {
 
 BLOCK = """
 import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == {blocked!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Blocker())
+sys.modules[{blocked!r}] = None  # as if it were not installed
 import detr
+detr.Detr
 """
 
 
@@ -69,7 +66,9 @@ def test_a_missing_detectron2_is_reported_with_the_remedy():
 
 def test_a_missing_package_of_detectron2_is_named():
     result = import_detr_without("fvcore")
-    assert result.stderr.strip().splitlines()[-1].startswith("ModuleNotFoundError: No module named 'fvcore")
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ModuleNotFoundError")
+    assert "fvcore" in last
 
 
 def test_a_folder_that_is_taken_for_the_package_is_named():

@@ -4,9 +4,6 @@
 python tools/quickstart.py [--panoptic] [--verbose] [--output FOLDER] [--resume] [KEY VALUE ...]
 """
 
-import detr  # noqa: F401  first: else importing Detectron2 warns of torch.jit
-
-# isort: split
 import argparse
 import contextlib
 import itertools
@@ -16,11 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from detr.data.shapes import ensure_shapes
-from detr.engine import Trainer, setup
 from detr.errors import OneLineParser, exit_with_one_line
-from detr.pictures.curves import plot_training
-from detr.pictures.sheets import predictions_sheet, save_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "quickstart"
@@ -34,6 +27,9 @@ METRICS = (
 
 def main() -> None:
     args = parse_args()
+    from detr.data.shapes import ensure_shapes
+    from detr.engine import Trainer, setup
+
     output = last_folder(args.output) if args.resume else free_folder(args.output)
     config = CONFIGS / ("shapes_panoptic.yaml" if args.panoptic else "shapes_detection.yaml")
     what, minutes = ("boxes, masks and panoptic maps", 8) if args.panoptic else ("boxes", 6)
@@ -55,6 +51,9 @@ def main() -> None:
     start = time.perf_counter()
     results = trainer.train() or {}
     taken = (time.perf_counter() - start) / 60
+    from detr.pictures.curves import plot_training
+    from detr.pictures.sheets import predictions_sheet, save_picture
+
     plot_training(str(output / "metrics.json"), str(output / "training.png"))
     save_picture(predictions_sheet(cfg, trainer.model), str(output / "predictions.png"))
     numbers = ", ".join(f"{name} {results[task][key]:.1f}" for name, task, key in METRICS if task in results)

@@ -260,18 +260,9 @@ class DetrCheckpointer(DetectionCheckpointer):
         self.reinitialized += report_keys(self.model.state_dict(), incompatible, self._partial)
 
 
-def serve_detectron2() -> None:
-    """Lets Detectron2's ``DefaultPredictor`` and the like load every format into a ``Detr``.
-
-    They make a ``DetectionCheckpointer(model)`` and offer no choice. From this call on, that is a
-    ``DetrCheckpointer`` where the model is a ``Detr``; for all other models nothing changes.
-    """
-
-    def choose(cls: type, model: nn.Module | None = None, *args: Any, **kwargs: Any) -> Any:
-        ours = cls is DetectionCheckpointer and isinstance(_unwrapped(model), Detr)
-        return object.__new__(DetrCheckpointer if ours else cls)
-
-    DetectionCheckpointer.__new__ = choose
+def holds_detr(model: Any) -> bool:
+    """Whether it is a ``Detr``, wrapped or not."""
+    return isinstance(_unwrapped(model), Detr)
 
 
 def _without_training(shapes: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
+from detr.checkpoint.coco_categories import coco_categories
 from detr.checkpoint.rows import CLASS_KEYS, PANOPTIC, THINGS, TRAINING_PREFIX, State
 
 LABEL_KEY = f"{TRAINING_PREFIX}label_embed.weight"  # (K, d): the labels of denoising queries
@@ -39,7 +39,7 @@ def coco_names(num_classes: int) -> tuple[str, ...] | None:
     """The names of COCO's 80 things or 133 things and stuff, in Detectron2's order; None for other numbers."""
     if num_classes not in (THINGS, PANOPTIC):
         return None
-    categories = sorted(COCO_CATEGORIES, key=lambda category: not category["isthing"])  # a stable sort
+    categories = sorted(coco_categories(), key=lambda category: not category["isthing"])  # a stable sort
     return tuple(str(category["name"]) for category in categories)[:num_classes]
 
 

@@ -1,7 +1,4 @@
-"""Weights from the network: the released models by name, ``torchvision://`` and ``detr://``, and the download.
-
-Importing this registers both prefixes with Detectron2's path manager.
-"""
+"""Weights from the network: the released models by name, ``torchvision://`` and ``detr://``, and the download."""
 
 import difflib
 import hashlib
@@ -11,22 +8,18 @@ import re
 import sys
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 
 import torch
-import torchvision
 from detectron2.utils.file_io import PathManager
 from iopath.common.download import download
-from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
+from iopath.common.file_io import file_lock, get_cache_dir
 from portalocker.exceptions import LockException
 
 from detr.checkpoint.files import sha256
+from detr.checkpoint.path_handlers import TORCHVISION, ZOO
 from detr.errors import InputError
-
-TORCHVISION = "torchvision://"
-ZOO = "detr://"
 
 logger = logging.getLogger(__name__)
 
@@ -86,28 +79,6 @@ def near_name(name: str) -> str | None:
     return plain_names[near[0]] if near else None
 
 
-class TorchvisionHandler(PathHandler):  # type: ignore[misc]
-    """``torchvision://resnet101``: the ImageNet weights (version 1) that the original starts from."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [TORCHVISION]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        url = torchvision_url(path)
-        return fetch(url, hash_in_name(url))
-
-
-class ZooHandler(PathHandler):  # type: ignore[misc]
-    """``detr://detr_R_50``: the weights that the authors released."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [ZOO]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        model = parse_zoo_path(path)
-        return fetch(model.url, model.hash_prefix)
-
-
 def local_path(path: str) -> str:
     """The file or folder here that ``path`` stands for: itself, or what was downloaded for a URL or a name.
 
@@ -146,6 +117,8 @@ def missing_hint(path: str) -> str:
 
 def torchvision_url(path: str) -> str:
     """The address of the weights behind ``torchvision://NAME``. Raises InputError for an unknown name."""
+    import torchvision  # takes two seconds
+
     name = path.removeprefix(TORCHVISION)
     try:
         return str(torchvision.models.get_model_weights(name).IMAGENET1K_V1.url)
@@ -273,6 +246,3 @@ RELEASED = {
         ),
     )
 }
-
-PathManager.register_handler(TorchvisionHandler())
-PathManager.register_handler(ZooHandler())

@@ -9,8 +9,9 @@ numbers the categories that exist: 80 things, then for panoptic 53 kinds of stuf
 from collections.abc import Mapping
 
 import torch
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
+
+from detr.checkpoint.coco_categories import coco_categories
 
 State = dict[str, Tensor]
 
@@ -24,7 +25,7 @@ NEVER = -1e4  # a class logit that no softmax lets win; finite in half precision
 
 def coco_rows(num_classes: int) -> Tensor:
     """Where Detectron2's 80 or 133 categories and no-object are in the original's head: (K + 1,) int64."""
-    categories = sorted(COCO_CATEGORIES, key=lambda category: not category["isthing"])  # a stable sort
+    categories = sorted(coco_categories(), key=lambda category: not category["isthing"])  # a stable sort
     ids = [int(str(category["id"])) for category in categories]
     return torch.tensor({THINGS: [*ids[:THINGS], 91], PANOPTIC: [*ids, 250]}[num_classes])
 

@@ -5,15 +5,15 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from detr.checkpoint.architecture import CheckpointInfo
 from detr.checkpoint.class_rows import coco_names
+from detr.checkpoint.coco_categories import coco_categories
 from detr.checkpoint.files import load_config_json, load_file, weights_in_folder
 from detr.checkpoint.formats import (
     DETECTRON2,
@@ -29,7 +29,9 @@ from detr.checkpoint.hub import ZOO, released_file
 from detr.checkpoint.rows import COCO_ROWS
 from detr.checkpoint.wrappers import IsOwn, choose, unwrapped_names
 from detr.errors import InputError
-from detr.modeling.card import ModelCard
+
+if TYPE_CHECKING:
+    from detr.modeling.card import ModelCard
 
 NOTE = "detr"  # the key under which a file holds what the tensors do not show
 _CLASS_BIASES = ("class_embed.bias", "class_labels_classifier.bias")
@@ -71,8 +73,10 @@ class Source:
             return None
         return classes if len(classes) == rows - 1 or classes == coco else None
 
-    def card(self) -> ModelCard:
+    def card(self) -> "ModelCard":
         """What the file says of the model."""
+        from detr.modeling.card import ModelCard  # not at the top: a conversion needs no models
+
         return ModelCard(self.class_names(), self.info.config or "", self.info.score_threshold)
 
 
@@ -205,7 +209,7 @@ def _own_classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     names = {int(key): str(name) for key, name in labels.items()}
     if all(name == f"LABEL_{key}" for key, name in names.items()):
         return None
-    coco = {int(str(category["id"])): category["name"] for category in COCO_CATEGORIES if category["isthing"]}
+    coco = {int(str(category["id"])): category["name"] for category in coco_categories() if category["isthing"]}
     if sum(names.get(key) == name for key, name in coco.items()) > len(coco) / 2:
         return None
     return tuple(name for _, name in sorted(names.items()))

@@ -4,10 +4,10 @@ import json
 import os
 from typing import Any
 
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from safetensors.torch import save_file as save_safetensors
 
 from detr.checkpoint.architecture import Architecture
+from detr.checkpoint.coco_categories import coco_categories
 from detr.checkpoint.files import WEIGHTS_IN_FOLDER, save_folder
 from detr.checkpoint.rows import COCO_ROWS, State
 from detr.errors import InputError
@@ -110,5 +110,5 @@ def _labels(num_classes: int) -> list[str]:
     """Names by id: COCO's where the head counts its ids, transformers' place-holders otherwise."""
     if num_classes + 1 not in COCO_ROWS:
         return [f"LABEL_{i}" for i in range(num_classes)]
-    names = {int(str(category["id"])): str(category["name"]) for category in COCO_CATEGORIES}
+    names = {int(str(category["id"])): str(category["name"]) for category in coco_categories()}
     return [names.get(i, "N/A") for i in range(num_classes)]

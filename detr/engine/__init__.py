@@ -10,8 +10,17 @@ if getattr(detr, "__file__", None) is None:
     )
 
 # isort: split
-from detr.engine.command import main
-from detr.engine.defaults import parse_and_launch, setup
-from detr.engine.trainer import Trainer
+from typing import TYPE_CHECKING
+
+from detr.lazy_imports import import_on_use
+
+if TYPE_CHECKING:
+    from detr.engine.command import main
+    from detr.engine.defaults import parse_and_launch, setup
+    from detr.engine.trainer import Trainer
 
 __all__ = ["Trainer", "main", "parse_and_launch", "setup"]
+
+__getattr__ = import_on_use(
+    __name__, {"Trainer": "trainer", "main": "command", "parse_and_launch": "defaults", "setup": "defaults"}
+)

@@ -11,6 +11,7 @@ from detectron2.engine import DefaultTrainer, HookBase
 from tqdm import tqdm
 
 from detr.engine.terminal import format_seconds, is_quiet, show
+from detr.engine.test_loader import EvaluationLoader
 from detr.evaluation.best_metric import less_is_better
 from detr.evaluation.evaluators import TASK_NAMES
 
@@ -164,16 +165,19 @@ class CountedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        meter = Meter(f"evaluating {self.name}", len(self.loader), delay=EVALUATION_DELAY, leave=False)
+        batched = isinstance(self.loader, EvaluationLoader)
+        total = self.loader.num_images if batched else len(self.loader)  # of another loader, batches are counted
+        meter = Meter(f"evaluating {self.name}", total, delay=EVALUATION_DELAY, leave=False)
         started = time.perf_counter()
+
+        def note() -> str:
+            left = (time.perf_counter() - started) / meter.count * (meter.total - meter.count)
+            return f"about {format_seconds(left)} left"
+
         try:
-            for done, batch in enumerate(self.loader):
+            for batch in self.loader:
                 yield batch
-
-                def note(done: int = done + 1) -> str:
-                    left = (time.perf_counter() - started) / done * (meter.total - done)
-                    return f"about {format_seconds(left)} left"
-
-                meter.update(note)
+                for _ in range(len(batch) if batched else 1):
+                    meter.update(note)
         finally:
             meter.close()

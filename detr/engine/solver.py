@@ -55,8 +55,9 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 def _options(cfg: CfgNode) -> dict[str, Any]:
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return {"lr": cfg.SOLVER.BASE_LR, "momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
-    # A fused optimizer unscales gradients itself under AMP, after our clipping: too late.
-    return {"lr": cfg.SOLVER.BASE_LR, "fused": not cfg.SOLVER.AMP.ENABLED}
+    # A fused optimizer unscales the gradients of float16 itself, after our clipping: too late.
+    scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
+    return {"lr": cfg.SOLVER.BASE_LR, "fused": not scaled}
 
 
 def parameter_groups(

@@ -19,8 +19,6 @@ from detectron2.utils.logger import setup_logger
 
 from detr.checkpoint import DetrCheckpointer
 from detr.config_node import was_set
-from detr.data.dataset_mapper import DetrDatasetMapper
-from detr.data.loading import load_dataset
 from detr.data.statistics import Row
 from detr.engine import data_checks, solver, terminal
 from detr.engine.data_order import DataOrder
@@ -35,6 +33,7 @@ from detr.engine.registration import register_datasets
 from detr.engine.run_writers import build_run_writers, check_logging
 from detr.engine.schedule_checks import DataSizes, schedule_warnings
 from detr.engine.start_screen import report_data, show_evaluation, show_training
+from detr.engine.test_loader import build_evaluation_loader
 from detr.engine.training_hooks import training_hooks
 from detr.engine.training_loader import build_detr_loader, keep_for_loader
 from detr.engine.training_step import build_step, check_precision
@@ -226,10 +225,10 @@ class Trainer(DefaultTrainer, StoppableLoop):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Of a ``Detr``, with batches of images of one size, by TEST.IMS_PER_BATCH."""
         if not is_detr(cfg):
             return build_detection_test_loader(cfg, dataset_name)
-        mapper, workers = DetrDatasetMapper(cfg, is_train=False), cfg.DATALOADER.NUM_WORKERS
-        return build_detection_test_loader(load_dataset(dataset_name), mapper=mapper, num_workers=workers)
+        return build_evaluation_loader(cfg, dataset_name)
 
     @classmethod
     def build_loss_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

@@ -15,11 +15,14 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
 from detr.data.ground_truth import GroundTruth, load_truth
 from detr.errors import InputError
+from detr.evaluation.encoding import EncodingEvaluator
 
 BACKENDS = ("auto", "hotcoco", "pycocotools")
 
@@ -47,8 +50,8 @@ def choose_backend(name: str) -> str:
     return "hotcoco"
 
 
-class FastCOCOEvaluator(COCOEvaluator):
-    """Detectron2's COCOEvaluator, with the same files and results, and another package that counts.
+class FastCOCOEvaluator(EncodingEvaluator, COCOEvaluator):
+    """Detectron2's COCOEvaluator, with the same files and results, and another package that counts and encodes masks.
 
     With ``tasks`` of boxes and masks, as ``Detr`` has them, the ground truth is ``load_truth``'s: what the file or the
     dicts hold now, without what training drops. Other models have Detectron2's own. What hotcoco would count otherwise
@@ -87,7 +90,23 @@ class FastCOCOEvaluator(COCOEvaluator):
                     f"{x.get('file_name', 'an image')} of the data set {self._metadata.name} has no image_id: number "
                     "the images where they are loaded"
                 )
-        super().process(inputs, outputs)
+        if self.truth is None:
+            super().process(inputs, outputs)
+            return
+        for x, output in zip(inputs, outputs, strict=True):
+            self.encode_later(x, self._encode, output["instances"].to("cpu"))
+
+    def _encode(self, image_id: Any, instances: Instances) -> dict[str, Any]:
+        """The prediction that COCOEvaluator makes of an image; with hotcoco its masks take half the time."""
+        if self.backend == "pycocotools" or not instances.has("pred_masks"):
+            return {"image_id": image_id, "instances": instances_to_coco_json(instances, image_id)}
+        fields = instances.get_fields()
+        masks = fields["pred_masks"].numpy().transpose(1, 2, 0)  # (H, W, I)
+        others = {name: value for name, value in fields.items() if name != "pred_masks"}
+        results = instances_to_coco_json(Instances(instances.image_size, **others), image_id)
+        for result, rle in zip(results, _hotcoco().mask.encode(masks), strict=True):
+            result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+        return {"image_id": image_id, "instances": results}
 
     def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         """predictions: per image {"image_id", "instances": results in COCO's format with contiguous classes}."""

@@ -144,8 +144,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if instances is not None:
         evaluators.append(instances)
     if kind == "coco_panoptic_seg" and measures_pq(cfg, dataset_name):
-        panoptic = panoptic_evaluator if is_detr(cfg) else COCOPanopticEvaluator
-        evaluators.append(panoptic(dataset_name, folder))
+        if is_detr(cfg):
+            evaluators.append(panoptic_evaluator(dataset_name, folder, cfg.TEST.COCO_BACKEND))
+        else:
+            evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
     if kind == "lvis":
         evaluators.append(LVISEvaluator(dataset_name, output_dir=folder))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

@@ -39,10 +39,13 @@ class Description:
     is_thing: for each of the K classes
     size_divisibility, padding_constraints: of the backbone
     files: the size in bytes of each file of the graphs
-    dtype: of images, logits, boxes and masks
+    dtype: float32; int8, in which most layers compute; or float16 or bfloat16, in which weights are stored. Images,
+        logits, boxes and masks are float32
     weights: the name of what was exported
     versions: of the packages that took part
     checked: for each batch that the graphs were compared on, the images' sizes and the largest differences
+    calibration: "dataset" and "images", how many, of an int8 graph
+    measured: "dataset", and AP and PQ before ("float32") and after (``dtype``), where it was asked for
     class_names, score_threshold, preprocessing: as in ``make_metadata``; None in a folder of an earlier version
     """
 
@@ -60,6 +63,8 @@ class Description:
     class_names: list[str] | None = None
     score_threshold: float | None = None
     preprocessing: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+    measured: dict[str, Any] | None = None
     layout: int = LAYOUT
 
     def write(self, folder: str) -> None:

@@ -79,7 +79,11 @@ def _openvino(path: str, device: torch.device) -> Graph:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    compiled = openvino.Core().compile_model(path, "CPU", options)
+    return openvino_graph(openvino.Core().compile_model(path, "CPU", options))
+
+
+def openvino_graph(compiled: Any) -> Graph:
+    """OpenVINO's ``CompiledModel`` as a graph."""
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         results = compiled([_array(x) for x in inputs])

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -36,7 +37,7 @@ def write_graph(format: str, part: Part, folder: str) -> None:
     path = os.path.join(folder, part.name + SUFFIXES[format])
     writer = {"onnx": _onnx, "openvino": _openvino, "torchscript": _torchscript, "torch_export": _torch_export}[format]
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             writer(part, path)
     except OSError:  # a full disk is reported by the caller
         raise
@@ -86,18 +87,23 @@ def _openvino(part: Part, path: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the messages that exporters print for every model; errors pass."""
+def quiet() -> Iterator[None]:
+    """Silences the messages that exporters and quantizers print for every model, and moves their progress to stderr;
+    errors pass."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
         # Tracing warns wherever a size reaches Python. The check with other sizes shows whether one was baked in.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         # Of weights whose memory is in another order, as convolutions have it here.
         warnings.filterwarnings("ignore", message="No complete tensor found in the group", category=UserWarning)
-        folding = logging.getLogger("onnxscript")
-        level = folding.level
-        folding.setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        loggers = [logging.getLogger(name) for name in ("onnxscript", "nncf", None)]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         try:
-            yield
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
         finally:
-            folding.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

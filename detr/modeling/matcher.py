@@ -10,8 +10,8 @@ K  classes without no-object
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
@@ -89,7 +89,8 @@ class HungarianMatcher(nn.Module):
                         f"the matching cost of image {image} of the batch is not finite at decoder layer {layer}: the "
                         "model's outputs have become NaN or infinite"
                     )
-                query, target = linear_sum_assignment(of_image)
+                # scipy imports the package at its first use, which takes half a second.
+                query, target = scipy.optimize.linear_sum_assignment(of_image)
                 where = np.full_like(query, layer), np.full_like(query, image)
                 pairs.append(np.stack([*where, query, target + starts[image]]))
         indices = torch.from_numpy(np.concatenate(pairs, axis=1)).to(logits.device, non_blocking=True)

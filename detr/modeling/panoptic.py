@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-MASKS_AT_ONCE = 8  # a COCO image's mask logits at the input's size are 4 MB in float32
+MASKS_AT_ONCE_ON_GPU = 8  # a COCO image's mask logits at the input's size are 4 MB in float32
+PIXELS_AT_ONCE = 2**20  # on a CPU, whose caches hold no more; besides, its allocator asks the system for larger blocks
 PIXEL_ROWS_AT_ONCE = 64  # of an image, when its pixels are assigned to queries
+NEAR = 1e-6  # softmax may round two logits to one value only where they are this near
 
 
 def panoptic_queries(logits: Tensor, score_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +73,8 @@ def panoptic_segmentation(
         itself = torch.arange(len(kept), device=device)
         first = _first_of_segment(labels[kept], is_thing) if merge else itself
         segments = first[_best(logits, kept)]
-        segments = segments[row_of][:, column_of]  # (height, width)
+        if segments.shape != size:  # else every pixel shows once
+            segments = segments[row_of][:, column_of]  # (height, width)
         areas = _count(segments, len(kept))
         merge = stuff_merge == "exact"
         large = ((areas[first] if merge else areas) > min_area).nonzero()[:, 0]
@@ -101,14 +104,19 @@ def _upsampled(mask_logits: Tensor, padded_size: tuple[int, int], rows: Tensor, 
     mask_logits: (R, h, w), over the padded input
     rows, columns: (H',), (W',) pixels of the input; that none is in the padding cuts it off
 
-    Returns (H', W', R) float32.
+    Returns (R, H', W') float32.
     """
-    logits = torch.empty(len(rows), len(columns), len(mask_logits), dtype=torch.float32, device=mask_logits.device)
-    for chunk, part in zip(mask_logits.split(MASKS_AT_ONCE), logits.split(MASKS_AT_ONCE, dim=-1), strict=True):
+    logits = torch.empty(len(mask_logits), len(rows), len(columns), dtype=torch.float32, device=mask_logits.device)
+    at_once = masks_at_once(mask_logits.device, padded_size)
+    for chunk, part in zip(mask_logits.split(at_once), logits.split(at_once), strict=True):
         x = F.interpolate(chunk[:, None].float(), size=padded_size, mode="bilinear", align_corners=False)
-        x = _chosen(_chosen(x[:, 0], 1, rows), 2, columns)
-        part.copy_(x.permute(1, 2, 0))
+        part.copy_(_chosen(_chosen(x[:, 0], 1, rows), 2, columns))
     return logits
+
+
+def masks_at_once(device: torch.device, size: tuple[int, int]) -> int:
+    """How many masks of (height, width) pixels to upsample together."""
+    return max(PIXELS_AT_ONCE // (size[0] * size[1]), 1) if device.type == "cpu" else MASKS_AT_ONCE_ON_GPU
 
 
 def _chosen(x: Tensor, dim: int, indices: Tensor) -> Tensor:
@@ -119,10 +127,23 @@ def _chosen(x: Tensor, dim: int, indices: Tensor) -> Tensor:
 
 
 def _best(logits: Tensor, kept: Tensor) -> Tensor:
-    """logits: (H', W', R). Returns (H', W') positions in ``kept``, which holds some of the R queries."""
+    """logits: (R, H', W'). Returns (H', W') positions in ``kept``, which holds some of the R queries, ascending."""
+    assign = _assign_on_cpu if logits.device.type == "cpu" else _assign
+    return torch.cat([assign(_chosen(part, 0, kept)) for part in logits.split(PIXEL_ROWS_AT_ONCE, dim=1)])
+
+
+def _assign(logits: Tensor) -> Tensor:
+    """(R, ...) -> (...), the best query of each pixel."""
     # Softmax changes no order, but it rounds: of near-equal logits the first query wins, as in the original.
-    parts = logits.split(PIXEL_ROWS_AT_ONCE)
-    return torch.cat([_chosen(part, -1, kept).softmax(-1).argmax(-1) for part in parts])
+    return logits.movedim(0, -1).softmax(-1).argmax(-1)
+
+
+def _assign_on_cpu(logits: Tensor) -> Tensor:
+    """The same in a third of the time: softmax is computed only where rounding may decide."""
+    highest, best = logits.max(0)
+    undecided = (logits >= highest - NEAR).sum(0, dtype=torch.int32) != 1
+    best[undecided] = _assign(logits[:, undecided])
+    return best
 
 
 def _first_of_segment(labels: Tensor, is_thing: Tensor) -> Tensor:

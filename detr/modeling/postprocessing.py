@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from detr.errors import InputError
-from detr.modeling.panoptic import MASKS_AT_ONCE, panoptic_queries, panoptic_segmentation
+from detr.modeling.panoptic import masks_at_once, panoptic_queries, panoptic_segmentation
 
 Size = tuple[int, int]
+LEAST_LOGIT = 1.5 * 2**-24  # of a mask's pixel; not 0: in float32, the sigmoid of a smaller one is rounded to a half
 
 
 @dataclass(frozen=True)
@@ -178,13 +179,13 @@ def instance_masks(logits: Tensor, padded_size: Size, image_size: Size, size: Si
     """Binary masks of one image from their logits (R, h, w), in the original's two steps: (R, height, width) bool."""
     height, width = image_size
     masks = torch.empty(len(logits), *size, dtype=torch.bool, device=logits.device)
-    for chunk, mask in zip(logits.split(MASKS_AT_ONCE), masks.split(MASKS_AT_ONCE), strict=True):
+    at_once = masks_at_once(logits.device, padded_size)
+    for chunk, mask in zip(logits.split(at_once), masks.split(at_once), strict=True):
         x = F.interpolate(chunk[:, None].float(), size=padded_size, mode="bilinear", align_corners=False)
         x = x[..., :height, :width]
         if size != image_size:
             x = F.interpolate(x, size=size, mode="nearest")
-        # Not x > 0: the sigmoid of a logit between 0 and 1e-7 is rounded to a half.
-        mask.copy_((x.sigmoid() > 0.5)[:, 0])
+        torch.gt(x[:, 0], LEAST_LOGIT, out=mask)
     return masks
 
 

@@ -15,9 +15,10 @@ those of the original's checkpoints.
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from detr.modeling.dropout import Attention, Dropout
 
 
 class EncoderLayer(nn.Module):
@@ -26,10 +27,10 @@ class EncoderLayer(nn.Module):
     def __init__(self, d: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.self_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)
+        self.self_attn = Attention(d, heads, dropout, batch_first=True)
         self.linear1, self.linear2 = nn.Linear(d, feedforward), nn.Linear(feedforward, d)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, position: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         """x, position: (N, S, d). Returns (N, S, d)."""
@@ -50,11 +51,11 @@ class DecoderLayer(nn.Module):
     def __init__(self, d: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.self_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)
-        self.multihead_attn = nn.MultiheadAttention(d, heads, dropout, batch_first=True)  # cross-attention
+        self.self_attn = Attention(d, heads, dropout, batch_first=True)
+        self.multihead_attn = Attention(d, heads, dropout, batch_first=True)  # cross-attention
         self.linear1, self.linear2 = nn.Linear(d, feedforward), nn.Linear(feedforward, d)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -234,4 +235,5 @@ def _run(layer: nn.Module, *inputs: Tensor | None, checkpointed: bool) -> Tensor
 
 
 def _feed_forward(layer: EncoderLayer | DecoderLayer, x: Tensor) -> Tensor:
-    return layer.dropout(layer.linear2(layer.dropout(F.relu(layer.linear1(x)))))  # type: ignore[no-any-return]
+    # ReLU after dropout is the same as before it, and keeps one tensor for the gradient instead of two.
+    return layer.dropout(layer.linear2(layer.dropout(layer.linear1(x)).relu_()))  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """Rows, goals, merging, and what RESULTS.md says of them."""
 
 import json
+import re
 
 import pytest
 
@@ -23,6 +24,16 @@ def test_goals():
     assert not Goal(1.8).reached(1.79)
     assert Goal(0.7, at_most=True).reached(0.7)
     assert not Goal(0.7, at_most=True).reached(0.71)
+    assert str(Goal(0.7, at_most=True)) == "<= 0.7 x"
+
+
+def test_a_goal_in_seconds_is_of_our_own_time():
+    row = report.row(PARTS["converter"], Result({"ours": Sample((3.5,)), "peer": Sample((7.0,))}), WHERE)
+    assert (row["goal"], row["reached"], row["ratio"]) == ("<= 4 s", True, 2.0)
+    assert not report.row(PARTS["converter"], Result({"ours": Sample((4.5,)), "peer": Sample((9.0,))}), WHERE)[
+        "reached"
+    ]
+    assert "| <= 4 s | 3.5 s; 2.00 x peer | yes |" in re.sub(" +", " ", report.summary_table({"converter": row}))
 
 
 def test_a_row_has_the_ratio_to_the_first_peer():
@@ -38,6 +49,25 @@ def test_memory_is_judged_by_its_share():
     row = report.row(PARTS["memory"], result, WHERE)
     assert row["ratio"] == pytest.approx(0.6)
     assert row["reached"]
+
+
+def test_points_of_ap_are_a_difference():
+    scores = {"ours": Sample((69.4,)), "ours, float32": Sample((70.0,)), "ONNX": Sample((69.0,))}
+    row = report.row(PARTS["int8-ap"], Result(scores, unit="points"), WHERE)
+    assert row["ratio"] == pytest.approx(-0.6)
+    assert not row["reached"]  # allows 0.5
+    text = report.markdown(results(**{"int8-ap": row}))
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert [PARTS["int8-ap"].work, ">= -0.5 points ours, float32", "-0.60 points", "**no**"] in lines
+    assert ["", "ONNX", "69 points (69 to 69)", "+0.40 points", "1"] in [line[:5] for line in lines]
+    assert report.summary_line(row).endswith("; -0.60 points ours, float32, +0.40 points ONNX")
+
+
+def test_a_row_may_only_report():
+    row = report.row(PARTS["int8-onnx"], RESULT, WHERE)
+    assert row["reached"] is None
+    assert "| reported: original | 2.50 x" in report.markdown(results(**{"int8-onnx": row}))
+    assert not [line for line in report.markdown(results(**{"int8-onnx": row})).splitlines() if "**no**" in line]
 
 
 def test_the_limits_say_what_the_machine_allows():

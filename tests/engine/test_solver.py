@@ -141,3 +141,11 @@ def test_a_schedule_that_detectron2_cannot_build_is_one_line(tiny_config, settin
     optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)
     with pytest.raises(InputError, match=message):
         Trainer.build_lr_scheduler(cfg, optimizer)
+
+
+@pytest.mark.parametrize(("amp", "fused"), [((), True), (("bfloat16",), True), (("float16",), False)])
+def test_the_optimizer_is_fused_but_where_it_would_unscale_gradients_itself(tiny_config, amp, fused):
+    cfg = tiny_config({"SOLVER.AMP.ENABLED": bool(amp)})
+    cfg.SOLVER.AMP.DTYPE = amp[0] if amp else cfg.SOLVER.AMP.DTYPE
+    optimizer = build_optimizer(cfg, torch.nn.Linear(2, 1))
+    assert [group["fused"] for group in optimizer.param_groups] == [fused]

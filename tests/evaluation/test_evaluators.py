@@ -9,13 +9,14 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from detr.data.masks import rasterize
 from detr.data.panoptic_mapper import read_segment_ids
 from detr.errors import InputError
 from detr.evaluation.evaluators import ThingsEvaluator, build_evaluator, check_evaluator, check_panopticapi
+from detr.evaluation.panoptic import PanopticEvaluator
 from detr.evaluation.results import results_table
 
 PANOPTIC = {
@@ -117,7 +118,7 @@ def test_masks_are_expected_where_they_are_on(tiny_config, tmp_path, shapes_root
 def test_a_panoptic_set_has_all_its_evaluators(panoptic_config):
     evaluators = build_evaluator(panoptic_config(), "shapes_val_panoptic")
     assert isinstance(evaluators, DatasetEvaluators)
-    assert [type(x) for x in evaluators._evaluators] == [ThingsEvaluator, COCOPanopticEvaluator]
+    assert [type(x) for x in evaluators._evaluators] == [ThingsEvaluator, PanopticEvaluator]
     boxes = build_evaluator(panoptic_config(**{"MODEL.DETR.PANOPTIC.ENABLED": False}), "shapes_val_panoptic")
     assert type(boxes) is ThingsEvaluator
 
@@ -135,7 +136,7 @@ def other_sets():
 
 def test_sets_without_instances(panoptic_config, other_sets):
     without_instances, semantic = other_sets
-    assert type(build_evaluator(panoptic_config(), without_instances)) is COCOPanopticEvaluator
+    assert type(build_evaluator(panoptic_config(), without_instances)) is PanopticEvaluator
     with pytest.raises(InputError, match="no evaluator for the data set without_instances"):
         build_evaluator(panoptic_config(**{"MODEL.DETR.PANOPTIC.ENABLED": False}), without_instances)
     with pytest.raises(InputError, match="no evaluator for the data set semantic of type 'sem_seg'"):

@@ -55,7 +55,7 @@ def test_a_graph_that_differs_from_the_model_is_refused(boxes, tmp_path, monkeyp
         with torch.no_grad():
             part.module.model.class_embed.bias[0] -= 0.01
 
-    monkeypatch.setattr("detr.export.write_graph", alter)
+    monkeypatch.setattr("detr.export.exporting.write_graph", alter)
     with pytest.raises(InputError, match=r"on 1 image of 224 x 160 its logits differ by .*e-0[23], more than 0\.001"):
         run(QUICKSTART, "torchscript", tmp_path / "exported", boxes[0])
     assert os.listdir(tmp_path) == []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detr.config_checks import STUFF_MERGES
-from detr.modeling.panoptic import panoptic_queries, panoptic_segmentation
+from detr.modeling.panoptic import _assign, _assign_on_cpu, panoptic_queries, panoptic_segmentation
 
 CUP, DOG, SKY, SEA = range(4)
 IS_THING = torch.tensor([True, True, False, False])
@@ -206,3 +206,16 @@ def test_segments_can_be_written_as_json():
     _, segments = segment(LEFT_RIGHT_BOTTOM, [DOG, SKY, SEA], min_area=3)
     assert json.loads(json.dumps(segments)) == segments
     assert [x["isthing"] is True for x in segments] == [True, False, False]
+
+
+@pytest.mark.parametrize("highest", [0.0, 3.7, 40.0])
+def test_the_fast_assignment_of_pixels_rounds_as_softmax_does(highest):
+    """Logits a few roundings below the highest, where softmax makes some equal and not others."""
+    steps = torch.randint(0, 30, (12, 60, 70), generator=torch.Generator().manual_seed(0))
+    logits = highest - steps * 2e-8 * max(highest, 1)
+    logits[:, 0] = torch.randn(12, 70, generator=torch.Generator().manual_seed(1))
+    logits[3, 1] = torch.nan
+    expected = _assign(logits)
+    assert torch.equal(_assign_on_cpu(logits), expected)
+    if not highest:  # two different numbers near 3.7 are so far apart that softmax tells them apart
+        assert not torch.equal(logits.argmax(0)[2:], expected[2:])

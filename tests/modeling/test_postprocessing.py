@@ -2,7 +2,7 @@
 
 import torch
 
-from detr.modeling.postprocessing import instance_masks
+from detr.modeling.postprocessing import LEAST_LOGIT, instance_masks
 
 
 def test_a_half_of_the_image_is_a_half_of_the_mask():
@@ -51,3 +51,10 @@ def test_a_logit_of_zero_is_outside():
     """And so is one that the sigmoid rounds to a half."""
     logits = torch.tensor([0.0, 1e-8, 1e-6]).view(3, 1, 1).expand(3, 2, 2)
     assert instance_masks(logits, (8, 8), (8, 8), (8, 8)).flatten(1).any(1).tolist() == [False, False, True]
+
+
+def test_the_least_logit_of_a_mask_is_where_the_sigmoid_exceeds_a_half():
+    bits = torch.arange(torch.tensor(8e-8).view(torch.int32), torch.tensor(1e-7).view(torch.int32), dtype=torch.int32)
+    logits = bits.view(torch.float32)  # every number between
+    assert torch.equal(logits > LEAST_LOGIT, logits.sigmoid() > 0.5)
+    assert 0 < (logits > LEAST_LOGIT).sum() < len(logits)

@@ -1,0 +1,138 @@
+"""Graphs in int8: how fast they are, and what they cost in AP and PQ."""
+
+import contextlib
+import functools
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from detectron2.data import DatasetCatalog
+from PIL import ImageFilter
+
+import detr.export
+from benchmarks.agreement import check_detections
+from benchmarks.contestants import original_predictor, our_config, our_predictor, photograph
+from benchmarks.inference import DEMO, ROWS, image_size
+from benchmarks.timing import Result, Sample, Settings, Unavailable, race
+from detr.convert.reference import CHECKOUT
+from detr.engine.defaults import load_config
+from detr.export import Reduction
+from detr.export.model import Description
+from detr.export.reduction import FLOAT32
+
+ROOT = CHECKOUT.parent
+CALIBRATED = 20  # drawn photographs, at half the sides of the one that is timed: the ranges are much the same
+IMAGES = 300  # of shapes_train
+STEPS = 900  # of a training that is long enough to have an AP and a PQ to lose
+TRAINED = (DEMO / "model_final.pth", DEMO.parent / "quickstart" / "model_final.pth")
+
+
+def openvino_to_original(settings: Settings) -> Result:
+    return _speed("openvino", settings, beside_original=True)
+
+
+def openvino(settings: Settings) -> Result:
+    return _speed("openvino", settings)
+
+
+def onnx(settings: Settings) -> Result:
+    return _speed("onnx", settings)
+
+
+def _speed(format: str, settings: Settings, beside_original: bool = False) -> Result:
+    size = image_size(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        exact, int8 = os.path.join(folder, "float32"), os.path.join(folder, "int8")
+        cfg = our_config("detr_R_50", size[0])
+        _export(cfg, exact, format)
+        small = our_config("detr_R_50", size[0] // 2)
+        _export(small, int8, format, Reduction(int8=True, calibration=_photographs(folder, size, settings)))
+        others = {"original": original_predictor("detr_R_50", size[0])}
+        ours = {
+            name: our_predictor(cfg.clone(), model=detr.export.load(path))
+            for name, path in (("ours", int8), (f"ours, {format} float32", exact))
+        }
+        contestants = {"ours": ours["ours"], **others} if beside_original else {**ours, **others}
+        photo = photograph(*size)
+        samples, agreement = race(
+            {name: functools.partial(detect, photo) for name, detect in contestants.items()},
+            settings.repeats,
+            lambda outputs: check_detections(outputs, size, ROWS, rounded=True),
+        )
+        return Result(samples, agreement=agreement, note="random weights magnify what int8 rounds; AP has its own rows")
+
+
+def _export(cfg: Any, folder: str, format: str, reduction: Reduction = FLOAT32) -> None:
+    with contextlib.redirect_stderr(io.StringIO()):
+        detr.export.export(cfg, folder, format, reduction=reduction)
+
+
+def _photographs(folder: str, size: tuple[int, int], settings: Settings) -> str:
+    """The name of a data set of drawn photographs, each with another contrast and blur."""
+    name, files = "benchmark_photographs", os.path.join(folder, "photographs")
+    os.mkdir(files)
+    small = photograph(*(side // 2 for side in size))
+    for index in range(3 if settings.smoke else CALIBRATED):
+        turned = small.rotate(18 * index, fillcolor=(120, 110, 100))
+        turned.filter(ImageFilter.GaussianBlur(index % 4)).save(os.path.join(files, f"{index}.png"))
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(
+            name, lambda: [{"file_name": os.path.join(files, x)} for x in sorted(os.listdir(files))]
+        )
+    return name
+
+
+def box_ap(settings: Settings) -> Result:
+    """Of the demo's model, where `make demo` has trained one; else of a shorter training."""
+    weights = next((str(path) for path in TRAINED if path.is_file()), "")
+    return _cost("shapes_detection", weights, "shapes_val", "bbox/AP", settings)
+
+
+def pq(settings: Settings) -> Result:
+    return _cost("shapes_panoptic", "", "shapes_val_panoptic", "panoptic_seg/PQ", settings)
+
+
+def _cost(config: str, weights: str, dataset: str, metric: str, settings: Settings) -> Result:
+    """AP or PQ in int8 by OpenVINO, in float32, and in int8 by ONNX Runtime."""
+    images = 4 if settings.smoke else IMAGES
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        note = "the weights of `make demo`" if weights else f"trained for {STEPS} iterations"
+        weights = weights or _train(config, folder, 2 if settings.smoke else STEPS)
+        cfg = load_config(_file(config), ["MODEL.WEIGHTS", weights])
+        measured = {}
+        for format in ("openvino", "onnx"):
+            output = os.path.join(folder, format)
+            _export(cfg, output, format, Reduction(True, "shapes_train", images, evaluate=dataset))
+            measured[format] = Description.read(output).measured or {}
+    samples = {
+        "ours": measured["openvino"]["int8"],
+        "ours, float32": measured["openvino"]["float32"],
+        "ours, ONNX Runtime int8": measured["onnx"]["int8"],
+    }
+    found = measured["openvino"]
+    others = ", ".join(
+        f"{name} {value:.2f} in float32, {found['int8'][name]:.2f} in int8"
+        for name, value in found["float32"].items()
+        if name != metric
+    )
+    values = {who: Sample((scores[metric],)) for who, scores in samples.items()}
+    return Result(values, unit="points", note=f"{dataset}, {note}{'; ' * bool(others)}{others}")
+
+
+def _file(config: str) -> str:
+    return str(ROOT / "configs" / "quickstart" / f"{config}.yaml")
+
+
+def _train(config: str, folder: str, steps: int) -> str:
+    """The weights of a training in a process of its own."""
+    output = os.path.join(folder, "trained")
+    opts = ["OUTPUT_DIR", output, "SOLVER.MAX_EPOCHS", "0", "SOLVER.MAX_ITER", str(steps), "TEST.EVAL_EPOCHS", "0"]
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", _file(config), *opts]
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=here, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unavailable(f"train_net.py failed: {done.stderr.strip().splitlines()[-1:]}")
+    return os.path.join(output, "model_final.pth")
