@@ -28,6 +28,7 @@ MAY_SEE_CFG = {
     "pictures/sheets.py",
     "report/summary.py",
     "analysis.py",
+    "profiling.py",
     "convert/verification.py",
     "export/datasets.py",
     "export/exporting.py",
