@@ -112,6 +112,7 @@ def test_attention_drops_weights_in_training_alone():
     mean = torch.stack([attention(x, x, x, need_weights=False)[0] for _ in range(2000)]).mean(0)
     plain, weights = attention.eval()(x, x, x)
     assert weights.shape == (N, T, T)
+    torch.testing.assert_close(attention(x, x, x, need_weights=False)[0], plain)
     torch.testing.assert_close(mean, plain, rtol=0, atol=0.06)
 
 
