@@ -189,11 +189,11 @@ def _control(exact, model, folder, drop):
     expected = [graph(*x)[0] for x in tensors]
 
     def metric(graph):
-        return -max(float((graph(*x)[0] - y).abs().max()) for x, y in zip(tensors, expected, strict=True))
+        return 100 - max(float((graph(*x)[0] - y).abs().max()) for x, y in zip(tensors, expected, strict=True))
 
     samples = [tuple(x.numpy() for x in pair) for pair in tensors]
     quantize("openvino", path, samples, lambda x: x, metric if drop is not None else None, drop or 0.0)
-    return path, -metric(open_graph("openvino", path, torch.device("cpu")))
+    return path, 100 - metric(open_graph("openvino", path, torch.device("cpu")))
 
 
 def _quantizers(path):
