@@ -15,8 +15,10 @@ from benchmarks.parts import PARTS, TRANSFERS, Part
 from benchmarks.timing import Result, Sample, Settings, ratio
 
 FOLDER = Path(__file__).resolve().parent
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "openvino", "nncf", "onnxruntime", "pycocotools", "hotcoco")
-PACKAGES += ("numpy", "scipy")
+PACKAGES = (
+    *("torch", "torchvision", "transformers", "timm", "openvino", "nncf", "onnxruntime", "pycocotools", "hotcoco"),
+    *("numpy", "scipy"),
+)
 ORACLE = "detr 0.1.4 (the original)"
 
 

@@ -182,5 +182,6 @@ def _detections(output: Path, name: str) -> dict[tuple[int, int, int], dict[str,
     for x in json.loads((output / "inference" / name).read_text(encoding="utf-8")):
         pair = (x["image_id"], x["category_id"])
         counts[pair] = counts.get(pair, 0) + 1
-        found[(*pair, counts[pair])] = x
+        key = (*pair, counts[pair])
+        found[key] = x
     return found

@@ -21,7 +21,6 @@ USES_EXTRAS = {
     "pictures/drawing.py": ("DETECTRON2",),
     "engine/progress.py": ("DETECTRON2",),
     "engine/terminal.py": ("DETECTRON2",),
-    "export/quantization.py": ("EXPORT",),
     "inference/tiles.py": ("TILES",),
     "modeling/timm_models.py": ("TIMM",),
     "report/page.py": ("REPORT",),

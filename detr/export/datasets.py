@@ -32,7 +32,7 @@ def choose_images(cfg: CfgNode, dataset: str, count: int) -> list[dict[str, Any]
 def image_loader(cfg: CfgNode, model: BaseDetr) -> Load:
     """From dicts of a data set to the batch that the model's network takes, as in an evaluation."""
     mapper = DetrDatasetMapper(cfg, is_train=False)
-    return lambda dicts: model.preprocess([mapper(x) for x in dicts])
+    return lambda dicts: model.preprocess([mapper(x) for x in dicts])  # type: ignore[no-any-return, operator]
 
 
 def check_evaluation(cfg: CfgNode, dataset: str) -> None:

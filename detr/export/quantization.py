@@ -120,10 +120,9 @@ def _openvino(
 
 def _onnx(path: str, new: str, samples: Sequence[Any], load: Callable[[Any], Inputs]) -> None:
     onnx = package("onnx", "onnx")
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    quantization, shapes = (package(f"onnxruntime.quantization{x}", "onnx") for x in ("", ".shape_inference"))
 
-    class Reader(CalibrationDataReader):
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self, names: list[str]) -> None:
             self.inputs = (dict(zip(names, load(x), strict=True)) for x in samples)
 
@@ -131,7 +130,7 @@ def _onnx(path: str, new: str, samples: Sequence[Any], load: Callable[[Any], Inp
             return next(self.inputs, None)
 
     prepared = new + ".float"
-    quant_pre_process(path, prepared, skip_symbolic_shape=True)
+    shapes.quant_pre_process(path, prepared, skip_symbolic_shape=True)
     graph = onnx.load(prepared).graph
     constants = {x.name for x in graph.initializer}
     nodes = {node.name: node for node in graph.node}
@@ -144,7 +143,7 @@ def _onnx(path: str, new: str, samples: Sequence[Any], load: Callable[[Any], Inp
     }
     outputs = {x.name: makers[x.name] for x in graph.output}
     kept = float_nodes(parents, outputs, weighted)
-    quantize_static(
+    quantization.quantize_static(
         prepared,
         new,
         Reader([x.name for x in graph.input]),

@@ -46,7 +46,7 @@ class Attention(nn.MultiheadAttention):
     That is where no weights are asked for, and masks are boolean.
     """
 
-    def forward(
+    def forward(  # type: ignore[override]  # what torch has besides comes in ``more``
         self,
         query: Tensor,
         key: Tensor,

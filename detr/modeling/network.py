@@ -67,7 +67,8 @@ def forward_tensors(
         features = model.backbone(images)
         mask = None
         if sizes is not None:
-            mask = sampled_padding(sizes, images.shape[-2:], features[model.in_feature].shape[-2:])
+            (height, width), (h, w) = images.shape[-2:], features[model.in_feature].shape[-2:]
+            mask = sampled_padding(sizes, (height, width), (h, w))
         return model.forward_heads(features, mask, return_intermediate, *more)  # type: ignore[no-any-return]
 
 
