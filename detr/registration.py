@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -52,8 +52,8 @@ def register_paths() -> None:
     PathManager.register_handler(ZooHandler())
 
 
-# What is done after a module is imported. What it imports must not import that module by itself, or else import it
-# before all else, as the packages detr.modeling, detr.data and detr.export do: then no half of it is imported here.
+# What is done after a module is imported. What a function imports must not be what imports its key first, when half of
+# it is imported: the packages detr.modeling, detr.data and detr.export import Detectron2's own before all else.
 _AFTER: dict[str, Callable[[], None] | None] = {
     "fvcore.nn": None,  # it is only imported without warnings
     "detectron2.utils.file_io": register_paths,
@@ -81,7 +81,8 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in _AFTER:
             return None
-        spec = PathFinder.find_spec(fullname, path, target)
+        finders = [finder for finder in sys.meta_path if finder is not self]
+        spec = next((x for finder in finders if (x := finder.find_spec(fullname, path, target)) is not None), None)
         if spec is not None and spec.loader is not None:
             run = partial(_run, spec.loader.exec_module, _AFTER[fullname])
             spec.loader.exec_module = run  # type: ignore[method-assign]

@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace an exported model in that folder")
     parser.add_argument("--int8", action="store_true", help="compute in int8; for onnx and openvino")
     parser.add_argument("--calibration", metavar="DATASET", default="", help="with --int8: images to calibrate with")
-    parser.add_argument("--images", type=int, default=300, help="how many of them (default: 300)")
+    parser.add_argument("--images", type=int, help="how many of them (default: 300)")
     parser.add_argument(
         "--weights", default="float32", choices=("float32", "float16", "bfloat16"), help="how weights are stored"
     )
@@ -43,7 +43,10 @@ def main(argv: list[str] | None = None) -> None:
             "no model is named: give a name or a checkpoint with --model, or its config with --config-file"
         )
     cfg = config_of(args.model, args.config_file, args.opts)
-    reduction = Reduction(args.int8, args.calibration, args.images, args.weights, args.evaluate, args.max_drop)
+    if args.images is not None and not args.int8:
+        raise InputError("--images is for --int8: give both or none")
+    images = Reduction.images if args.images is None else args.images
+    reduction = Reduction(args.int8, args.calibration, images, args.weights, args.evaluate, args.max_drop)
     report = export(cfg, args.output, args.format, args.overwrite, reduction)
     for name, value in report.rows:
         print(f"{name:<8}  {value}", flush=True)

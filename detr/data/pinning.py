@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
@@ -24,7 +25,7 @@ def pinnable(collate: Callable[[list[Any]], Any], batch: list[Any]) -> Any:
 def _pin(value: Any) -> Any:
     """Other values, as polygons, stay where they are."""
     if isinstance(value, Tensor):
-        return value.pin_memory()
+        return value.pin_memory() if value.device.type == "cpu" and value.layout == torch.strided else value
     if type(value) in (Boxes, BitMasks):
         return type(value)(value.tensor.pin_memory())
     if type(value) is Instances:

@@ -32,7 +32,6 @@ from detr.evaluation.evaluators import (
     TASK_NAMES,
     check_evaluator,
     check_measurable,
-    check_panopticapi,
     instance_evaluator,
     is_detr,
     measures_pq,
@@ -70,8 +69,6 @@ def _check_test_sets(cfg: CfgNode, own_evaluator: bool) -> dict[str, Row]:
             if is_detr(cfg):
                 _check_truth(cfg, name, dicts)
             check_evaluator(cfg, name)
-            if measures_pq(cfg, name):
-                check_panopticapi()
         if cfg.DATALOADER.CHECK_IMAGES:
             check_images(dicts, panoptic=is_detr(cfg) and is_panoptic(name))
             if is_detr(cfg) and measures_pq(cfg, name) and not own_evaluator:

@@ -125,7 +125,8 @@ def _restrict_truth(evaluator: Any, image_ids: Collection[Any], folder: str) -> 
         with PathManager.open(evaluator._metadata.panoptic_json) as file:
             truth = _of_images(json.load(file), image_ids)
         if not _has_both_kinds(truth):
-            evaluator.evaluate = dict  # panopticapi divides by the numbers of things and of stuff
+            # panopticapi divides by the numbers of things and of stuff. Maps are encoded all the same.
+            evaluator.evaluate = getattr(evaluator, "collect", dict)
         path = os.path.join(folder, f"{evaluator._metadata.name}_truth_{comm.get_rank()}.json")
         with open(path, "w") as file:
             json.dump(truth, file)

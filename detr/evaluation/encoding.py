@@ -25,7 +25,7 @@ class EncodingEvaluator:
         """Appends a prediction, in the order of the calls.
 
         x: the input, with its ``image_id``; encode: image_id, *outputs -> the prediction. It runs in a thread, on the
-            CPU, and shares its outputs with nobody
+            CPU, while nobody may change the outputs
 
         Raises what an earlier one has raised.
         """

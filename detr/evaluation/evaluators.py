@@ -27,7 +27,7 @@ from PIL import Image
 from detr.checkpoint.class_rows import differences, listed
 from detr.data.metadata import class_names, is_panoptic, thing_ids
 from detr.errors import InputError
-from detr.evaluation.coco import FastCOCOEvaluator
+from detr.evaluation.coco import FastCOCOEvaluator, choose_backend
 from detr.evaluation.panoptic import panoptic_evaluator
 from detr.modeling.card import ModelCard
 from detr.modeling.preprocessing import BaseDetr
@@ -96,6 +96,8 @@ def check_panopticapi() -> None:
 def check_evaluator(cfg: CfgNode, dataset_name: str) -> None:
     """Raises InputError for a data set without an evaluator, and where its package is missing."""
     check_package(dataset_name)
+    if measures_pq(cfg, dataset_name) and not (is_detr(cfg) and choose_backend(cfg.TEST.COCO_BACKEND) == "hotcoco"):
+        check_panopticapi()
     kind = _evaluator_type(dataset_name)
     known = ["coco", "lvis", "cityscapes_instance", "cityscapes_sem_seg", "pascal_voc"]
     if not is_detr(cfg):

@@ -39,7 +39,9 @@ class PanopticEvaluator(EncodingEvaluator, COCOPanopticEvaluator):
         """outputs: with ``panoptic_seg``, the map (height, width) and its segments, as ``Detr`` gives it."""
         for x, output in zip(inputs, outputs, strict=True):
             ids, segments = output["panoptic_seg"]
-            self.encode_later(x, self._encode, x["file_name"], ids.cpu().numpy(), segments)
+            self.encode_later(
+                x, self._encode, x["file_name"], ids.cpu().numpy(), [dict(segment) for segment in segments]
+            )
 
     def _encode(self, image_id: Any, path: str, ids: np.ndarray, segments: list[dict[str, Any]]) -> dict[str, Any]:
         colors = ids.astype("<u4")[..., None].view(np.uint8)[..., :3]  # an id is R + 256 G + 256^2 B
@@ -51,7 +53,7 @@ class PanopticEvaluator(EncodingEvaluator, COCOPanopticEvaluator):
             "image_id": image_id,
             "file_name": f"{os.path.splitext(os.path.basename(path))[0]}.png",
             "png_string": png,
-            "segments_info": [self._convert_category_id(dict(x)) for x in segments],
+            "segments_info": [self._convert_category_id(x) for x in segments],
         }
 
     def evaluate(self) -> Any:

@@ -107,13 +107,16 @@ def check_agreement(
 def agreement(found: Tensor, expected: Tensor) -> float:
     """1 for the same, about 0 for unrelated outputs (N, R, ...): the correlation of what differs from query to query.
 
-    Means over images and queries are taken off, since they are alike even where the graph sees nothing. Raises
+    Means over images and queries are taken off, where there are several, since they are alike even where the graph
+    sees nothing. Raises
     ValueError for unlike shapes and for values that are not finite.
     """
     difference(found, expected)  # of shapes
     if not found.isfinite().all():
         raise ValueError("some values are not finite")
-    ours, theirs = ((x - x.mean((0, 1), keepdim=True)).flatten().double() for x in (found, expected))
+    several = found.shape[0] * found.shape[1] > 1
+    means = (x.mean((0, 1), keepdim=True) if several else 0 for x in (found, expected))
+    ours, theirs = ((x - mean).flatten().double() for x, mean in zip((found, expected), means, strict=True))
     return torch.nn.functional.cosine_similarity(ours, theirs, dim=0).item()
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from detr.data.dataset_mapper import DetrDatasetMapper
 from detr.data.loading import load_dataset
 from detr.engine.registration import register_datasets
+from detr.errors import InputError
 from detr.evaluation import evaluators
 from detr.modeling.preprocessing import BaseDetr
 
@@ -59,4 +60,6 @@ def measure(cfg: CfgNode, model: nn.Module, dataset: str) -> dict[str, float]:
         if name in ("AP", "PQ")
     }
     main = evaluators.main_metric(cfg)
+    if main not in found:
+        raise InputError(f"the data set {dataset} gives no {main}: name one with annotations for it in --evaluate")
     return {main: found[main], **found}

@@ -91,7 +91,7 @@ def export(cfg: CfgNode, output: str, format: str, overwrite: bool = False, redu
     check_weights(cfg.MODEL.WEIGHTS)
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DETR.INFERENCE_DTYPE = "float32"
+    cfg.MODEL.DETR.INFERENCE_DTYPE, cfg.MODEL.DETR.COMPILE = "float32", ""
     if reduction != FLOAT32:
         # Only here and below: it imports what loads and evaluates data sets.
         from detr.export.reducing import check_reduction
@@ -167,7 +167,6 @@ def _loaded(cfg: CfgNode, device: str) -> Detr:
     if model.training_queries is not None:
         print("left out: what the model has for training alone (training_queries)", file=sys.stderr)
         model.fold_queries()
-    model.compile_mode = ""
     return model.eval().requires_grad_(False)
 
 

@@ -156,6 +156,10 @@ class ExportedDetr(BaseDetr):
                 f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}, but an exported model has its weights in its graph: leave it "
                 "empty, and export other weights anew"
             )
+        if keys.COMPILE:
+            raise InputError(
+                f"MODEL.DETR.COMPILE is {keys.COMPILE!r}, but an exported graph is compiled: leave it empty"
+            )
         for key, value, exported in (
             ("MODEL.MASK_ON", cfg.MODEL.MASK_ON, description.masks),
             ("MODEL.DETR.NUM_CLASSES", keys.NUM_CLASSES, len(description.is_thing)),

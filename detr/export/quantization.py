@@ -111,6 +111,8 @@ def _openvino(
             **options,
         )
     if not any(node.get_type_name() == "FakeQuantize" for node in quantized.get_ops()):
+        if metric is None:
+            raise InputError("no layer of this model can be in int8: export it in float32")
         raise InputError(
             f"int8 costs more than --max-drop {max_drop:g} until every layer is back in float: allow more, calibrate "
             "with other images, or export in float32"

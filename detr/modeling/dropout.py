@@ -18,29 +18,29 @@ from torch.autograd.function import once_differentiable
 LEVELS = 2**16  # so finely a probability is rounded
 
 
-def draw_kept(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
+def draw_dropout_mask(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
     """What dropout keeps, (shape) bool on the CPU, and the factor that makes up for what it drops.
 
     p: of an element to be dropped, in (0, 1); rounded to multiples of 2**-16. Four elements share a random number.
     """
     count, dropped = math.prod(shape), min(max(round(p * LEVELS), 1), LEVELS - 1)
     numbers = torch.empty((count + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None)
-    kept = numbers.view(torch.int16)[:count] >= dropped - LEVELS // 2
-    return kept.view(*shape), LEVELS / (LEVELS - dropped)
+    dropout_mask = numbers.view(torch.int16)[:count] >= dropped - LEVELS // 2
+    return dropout_mask.view(*shape), LEVELS / (LEVELS - dropped)
 
 
 class Dropout(nn.Dropout):
-    """torch's, but on a CPU with ``draw_kept``."""
+    """torch's, but on a CPU with ``draw_dropout_mask``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: any shape. Returns a new tensor where it drops, else x."""
         if not self.training or x.device.type != "cpu" or not 0 < self.p < 1:
             return super().forward(x)
-        kept, factor = draw_kept(x.shape, self.p)
-        return x.mul(kept).mul_(factor)
+        dropout_mask, factor = draw_dropout_mask(x.shape, self.p)
+        return x.mul(dropout_mask).mul_(factor)
 
 
-class Attention(nn.MultiheadAttention):
+class MultiheadAttention(nn.MultiheadAttention):
     """torch's; in training on a CPU, where torch keeps three matrices of weights, its dropout keeps one of bytes.
 
     That is where no weights are asked for, and masks are boolean.
@@ -69,8 +69,8 @@ class Attention(nn.MultiheadAttention):
         if attn_mask is not None:
             attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:]) if attn_mask.dim() == 3 else attn_mask
             mask = attn_mask if mask is None else mask | attn_mask
-        kept, factor = draw_kept((*q.shape[:3], k.shape[2]), self.dropout)
-        attended = dropped_attention(q, k, v, mask, kept, factor).transpose(1, 2).flatten(2)
+        dropout_mask, factor = draw_dropout_mask((*q.shape[:3], k.shape[2]), self.dropout)
+        attended = dropped_attention(q, k, v, mask, dropout_mask, factor).transpose(1, 2).flatten(2)
         return F.linear(attended, self.out_proj.weight, self.out_proj.bias), None
 
     def _drops(self, query: Tensor) -> bool:
@@ -79,37 +79,41 @@ class Attention(nn.MultiheadAttention):
         return on_cpu and self.training and 0 < self.dropout < 1 and own and not self.add_zero_attn
 
 
-def dropped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kept: Tensor, factor: float) -> Tensor:
+def dropped_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_mask: Tensor, factor: float
+) -> Tensor:
     """Attention that drops weights, and computes them again for the gradient instead of keeping them.
 
     q: (N, M, T, e); k, v: (N, M, S, e)
     mask: bool, broadcast to (N, M, T, S), True = not seen; where all are, the output is 0, as torch's is
-    kept, factor: as from ``draw_kept`` for (N, M, T, S)
+    dropout_mask, factor: as from ``draw_dropout_mask`` for (N, M, T, S)
 
     Returns (N, M, T, e).
     """
-    return _DroppedAttention.apply(q, k, v, mask, kept, factor)  # type: ignore[no-any-return, no-untyped-call]
+    return _DroppedAttention.apply(q, k, v, mask, dropout_mask, factor)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _DroppedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kept: Tensor, factor: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_mask: Tensor, factor: float
+    ) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            ctx.save_for_backward(q, k, v, mask, kept)
+            ctx.save_for_backward(q, k, v, mask, dropout_mask)
             ctx.factor = factor
-            return _weights(q, k, mask).mul_(kept).mul_(factor).to(v.dtype) @ v
+            return _weights(q, k, mask).mul_(dropout_mask).mul_(factor).to(v.dtype) @ v
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask, kept = ctx.saved_tensors
+        q, k, v, mask, dropout_mask = ctx.saved_tensors
         weights = _weights(q, k, mask)
-        of_weights = (gradient @ v.mT).to(weights.dtype).mul_(kept).mul_(ctx.factor)
-        of_v = (weights * kept).mul_(ctx.factor).to(v.dtype).mT @ gradient
+        grad_weights = (gradient @ v.mT).to(weights.dtype).mul_(dropout_mask).mul_(ctx.factor)
+        grad_v = (weights * dropout_mask).mul_(ctx.factor).to(v.dtype).mT @ gradient
         # Of softmax, and of the scale of the scores.
-        of_scores = of_weights.sub_((of_weights * weights).sum(-1, keepdim=True)).mul_(weights)
-        of_scores = of_scores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
-        return of_scores @ k, of_scores.mT @ q, of_v, None, None, None
+        grad_scores = grad_weights.sub_((grad_weights * weights).sum(-1, keepdim=True)).mul_(weights)
+        grad_scores = grad_scores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
+        return grad_scores @ k, grad_scores.mT @ q, grad_v, None, None, None
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:

@@ -50,14 +50,14 @@ def run_network(
             f"MODEL.DETR.COMPILE {model.compile_mode}: torch.compile fails here ({reason}). On a CPU it takes a C++ "
             'compiler such as g++, on a GPU Triton and a GPU that Triton supports; MODEL.DETR.COMPILE "" runs without'
         ) from error
-    # A training step has used them before the next call.
+    # In training the next call comes after the backward pass, so that nothing needs to be cloned.
     return _own_memory(outputs) if model.compile_mode == CUDA_GRAPHS and not model.training else outputs
 
 
 def forward_tensors(
     model: Any, images: Tensor, sizes: Tensor | None, return_intermediate: bool, queries: QuerySet | None
 ) -> Outputs:
-    """The network, which knows the shape of the batch but no number of an image.
+    """The network. Sizes of images are a tensor, so that other ones need no other graph.
 
     images: (N, C, H, W); sizes: (N, 2) height and width of each image without its padding, None where none is padded
     return_intermediate, queries: see ``Detr.forward_network``

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from detr.modeling.dropout import Attention, Dropout
+from detr.modeling.dropout import Dropout, MultiheadAttention
 
 
 class EncoderLayer(nn.Module):
@@ -27,7 +27,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, d: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.self_attn = Attention(d, heads, dropout, batch_first=True)
+        self.self_attn = MultiheadAttention(d, heads, dropout, batch_first=True)
         self.linear1, self.linear2 = nn.Linear(d, feedforward), nn.Linear(feedforward, d)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.dropout = Dropout(dropout)
@@ -51,8 +51,8 @@ class DecoderLayer(nn.Module):
     def __init__(self, d: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.self_attn = Attention(d, heads, dropout, batch_first=True)
-        self.multihead_attn = Attention(d, heads, dropout, batch_first=True)  # cross-attention
+        self.self_attn = MultiheadAttention(d, heads, dropout, batch_first=True)
+        self.multihead_attn = MultiheadAttention(d, heads, dropout, batch_first=True)  # cross-attention
         self.linear1, self.linear2 = nn.Linear(d, feedforward), nn.Linear(feedforward, d)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
         self.dropout = Dropout(dropout)
@@ -235,5 +235,6 @@ def _run(layer: nn.Module, *inputs: Tensor | None, checkpointed: bool) -> Tensor
 
 
 def _feed_forward(layer: EncoderLayer | DecoderLayer, x: Tensor) -> Tensor:
-    # ReLU after dropout is the same as before it, and keeps one tensor for the gradient instead of two.
-    return layer.dropout(layer.linear2(layer.dropout(layer.linear1(x)).relu_()))  # type: ignore[no-any-return]
+    # ReLU after dropout is the same as before it, and keeps one tensor for the gradient instead of two. It is not in
+    # place, which hooks of torch forbid.
+    return layer.dropout(layer.linear2(layer.dropout(layer.linear1(x)).relu()))  # type: ignore[no-any-return]

@@ -74,9 +74,8 @@ class HubDetr(Detr):
         batch. Raises InputError for anything else than such images.
         """
         batch = [x.to(self.device) for x in _images(images)]
-        backbone = self.backbone
         padded = ImageList.from_tensors(
-            batch, backbone.size_divisibility, padding_constraints=backbone.padding_constraints
+            batch, self.backbone.size_divisibility, padding_constraints=self.padding_constraints
         )
         network = self.forward_network(padded, return_intermediate=False)
         logits = network.logits[-1]

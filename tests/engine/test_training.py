@@ -247,7 +247,8 @@ def test_masks_that_are_missing_are_told_before_the_training(shapes_root, tmp_pa
 def test_a_missing_panopticapi_is_told_before_the_training(shapes_root, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "panopticapi", None)  # as Python marks a module that cannot be imported
     settings = {**TRAINING, "DATASETS.TEST": "('shapes_val_panoptic',)", "MODEL.DETR.NUM_CLASSES": 7,
-                "MODEL.MASK_ON": True, "MODEL.DETR.PANOPTIC.ENABLED": True}  # fmt: skip
+                "MODEL.MASK_ON": True, "MODEL.DETR.PANOPTIC.ENABLED": True,
+                "TEST.COCO_BACKEND": "pycocotools"}  # fmt: skip
     with pytest.raises(InputError, match=r"pip install --no-deps panopticapi-lite==0\.2\.0"):
         train(tmp_path / "out", settings)
 

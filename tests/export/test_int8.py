@@ -63,8 +63,9 @@ def test_heads_and_softmax_stay_in_float(int8):
         weighted = {name for name, kind in kinds.items() if kind in ("Conv", "Convolution")}
         head = float_nodes(parents, outputs, weighted)
         assert {"MatMul", "Gemm", "Conv", "Convolution"} & {kinds[name] for name in head}
-        near = head | {parent for name in head if "MatMul" in kinds[name] for parent in parents[name]}
-        assert not [name for name in near if quantizer in kinds[name]]
+        products = [name for name in head if kinds[name] in ("MatMul", "Gemm", "Conv", "Convolution")]
+        near = head | {parent for name in products for parent in parents[name]}
+        assert not [name for name in near if "fakequantize" in kinds[name].lower() or kinds[name] == "QuantizeLinear"]
         assert sum(quantizer in kind for kind in kinds.values()) >= least  # but the rest is in int8
         softmax = [name for name, kind in kinds.items() if kind == "Softmax"]
         assert not [x for name in softmax for x in parents[name] if "quantize" in kinds[x].lower()]
@@ -124,6 +125,7 @@ def test_agreement():
     assert agreement(expected + torch.tensor([1.0, 2, 3]), expected) == pytest.approx(1)  # by hand: means do not count
     assert agreement(-expected, expected) == pytest.approx(-1)
     assert agreement(expected[:, :1].expand(-1, 5, -1) * 0, expected) == 0
+    assert agreement(expected[:1, :1], expected[:1, :1]) == pytest.approx(1)  # a single query has no mean to compare
     with pytest.raises(ValueError, match="not finite"):
         agreement(expected / 0, expected)
     with pytest.raises(ValueError, match="shape"):
@@ -154,6 +156,7 @@ def test_only_sums_of_residual_blocks_are_in_int8():
         ("torchscript", INT8, "--int8 is for the formats onnx and openvino, not torchscript"),
         ("onnx", ("--int8",), "name a registered data set with --calibration"),
         ("onnx", ("--calibration", "shapes_train"), "--calibration is for --int8: give both or none"),
+        ("onnx", ("--images", "10"), "--images is for --int8: give both or none"),
         ("onnx", (*INT8[:-1], "0"), "--images is 0: calibrate with one image at least"),
         ("onnx", (*INT8[:2], "shapes_trian"), "'shapes_trian' is not registered; did you mean shapes_train"),
         ("onnx", (*INT8, "--evaluate", "nothing"), "'nothing' is not registered"),

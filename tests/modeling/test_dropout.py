@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detr.modeling.dropout import Attention, Dropout, draw_kept, dropped_attention
+from detr.modeling.dropout import Dropout, MultiheadAttention, draw_dropout_mask, dropped_attention
 from detr.modeling.transformer import EncoderLayer
 
 N, HEADS, T, S, D = 2, 4, 5, 7, 16
@@ -16,7 +16,7 @@ N, HEADS, T, S, D = 2, 4, 5, 7, 16
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_so_many_are_dropped_independently_and_the_mean_stays(p):
     torch.manual_seed(0)
-    kept, factor = draw_kept((1000, 1003), p)
+    kept, factor = draw_dropout_mask((1000, 1003), p)
     assert kept.shape == (1000, 1003)
     assert abs(kept.float().mean() - (1 - p)) < 2e-3  # 4 standard deviations
     assert factor * (1 - p) == pytest.approx(1, abs=2e-4)
@@ -56,7 +56,7 @@ def masks(batch=N):
 def test_attention_and_its_gradients_are_those_of_plain_products(masked):
     torch.manual_seed(0)
     q, k, v = (torch.randn(N, HEADS, n, 3, dtype=torch.float64, requires_grad=True) for n in (T, S, S))
-    kept, factor = draw_kept((N, HEADS, T, S), 0.3)
+    kept, factor = draw_dropout_mask((N, HEADS, T, S), 0.3)
     mask = masks()[1].view(N, HEADS, T, S) if masked else torch.zeros(1, 1, 1, S, dtype=torch.bool)
     weights = (q @ k.mT / math.sqrt(3)).masked_fill(mask, -math.inf).softmax(-1)
     expected = (weights * kept * factor) @ v
@@ -80,7 +80,10 @@ def test_a_query_that_sees_nothing_gets_zeros_as_from_torch_and_nan_stays():
 def test_attention_that_drops_next_to_nothing_is_torch_s(which):
     """At the least probability, 2^-16, none of these weights is dropped with this seed."""
     torch.manual_seed(0)
-    ours, theirs = Attention(D, HEADS, 1e-9, batch_first=True), nn.MultiheadAttention(D, HEADS, batch_first=True)
+    ours, theirs = (
+        MultiheadAttention(D, HEADS, 1e-9, batch_first=True),
+        nn.MultiheadAttention(D, HEADS, batch_first=True),
+    )
     theirs.load_state_dict(ours.state_dict())
     padding, hidden = masks()
     given = {}
@@ -106,7 +109,7 @@ def test_attention_that_drops_next_to_nothing_is_torch_s(which):
 
 def test_attention_drops_weights_in_training_alone():
     torch.manual_seed(0)
-    attention, x = Attention(D, HEADS, 0.5, batch_first=True), torch.randn(N, T, D)
+    attention, x = MultiheadAttention(D, HEADS, 0.5, batch_first=True), torch.randn(N, T, D)
     dropped, again = (attention(x, x, x, need_weights=False)[0] for _ in range(2))
     assert not torch.allclose(dropped, again)
     mean = torch.stack([attention(x, x, x, need_weights=False)[0] for _ in range(2000)]).mean(0)
@@ -118,7 +121,7 @@ def test_attention_drops_weights_in_training_alone():
 
 def test_attention_in_bfloat16_is_near_that_in_float32():
     torch.manual_seed(0)
-    attention, x = Attention(D, HEADS, 0.2, batch_first=True), torch.randn(N, T, D)
+    attention, x = MultiheadAttention(D, HEADS, 0.2, batch_first=True), torch.randn(N, T, D)
     torch.manual_seed(1)
     plain = attention(x, x, x, need_weights=False)[0]
     torch.manual_seed(1)
@@ -136,3 +139,15 @@ def test_a_feed_forward_network_keeps_one_float_an_element():
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.setdefault(x.data_ptr(), x), lambda x: x):
         layer(x, torch.zeros_like(x), None)
     assert sorted(str(x.dtype) for x in saved.values() if x.numel() == N * T * 64) == ["torch.bool", "torch.float32"]
+
+
+def test_hooks_of_a_feed_forward_network():
+    """torch refuses a layer that changes what another one's backward hook has seen."""
+    torch.manual_seed(0)
+    layer, seen = EncoderLayer(D, HEADS, 32, 0.0, pre_norm=False), []
+    layer.linear1.register_full_backward_hook(lambda *_: seen.append("backward"))
+    layer.linear1.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    x = torch.randn(N, T, D)
+    layer(x, torch.zeros_like(x), None).sum().backward()
+    assert seen[1] == "backward"
+    assert (seen[0] < 0).any()

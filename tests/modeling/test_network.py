@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 from detr import Detr
 from detr.errors import InputError
 from detr.modeling.attention_maps import attention
+from detr.modeling.dropout import Dropout, MultiheadAttention
 from tests.conftest import QUICKSTART, TINY, make_input
 from tests.lively import batch, build_lively
 from tests.modeling import cuda_cases
@@ -78,6 +79,11 @@ def test_the_network_is_one_graph(traced, name, training):
     """What torch cannot trace would be an error."""
     _, model = cuda_cases.build(name)
     model.train(training)
+    for module in model.transformer.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.1
+        elif isinstance(module, MultiheadAttention):
+            module.dropout = 0.1
     inputs = cuda_cases.batch()
     images, more = model.preprocess(inputs), []
     if training and model.training_queries is not None:
