@@ -183,7 +183,7 @@ PARTS: dict[str, Part] = {
         evaluation.coco,
     ),
     "eval-only": Part(
-        "train_net.py --eval-only, 80 photographs, boxes",
+        "train_net.py --eval-only, 40 photographs, boxes",
         Goal(1.3),
         "R50, shortest side 800, the whole command with its start: ours in batches of up to 4 images of one size, and "
         "the code of commit e010a83, which evaluates single images. Weights are random. Detections are compared.",
@@ -193,7 +193,7 @@ PARTS: dict[str, Part] = {
         "the same with panoptic maps, 16 photographs",
         Goal(1.5),
         "R50 panoptic, with a score threshold that about 20 queries pass, for instance masks too. The maps to compare "
-        "with have the annotated objects and one kind of stuff. 16 images, so that a turn takes no longer than above.",
+        "with have the annotated objects and one kind of stuff..",
         whole_evaluation.panoptic,
     ),
     "loading": Part(
