@@ -15,7 +15,7 @@ help:
 	@echo 'make test-fast  without the slow ones'
 	@echo 'make test-head D2=/path/to/detectron2   runs every test with the Detectron2 of a checkout; nothing is'
 	@echo '                compiled or installed, its Python sources come before those in .venv'
-	@echo 'make bench      how fast, beside its peers: benchmarks/RESULTS.md, 45 minutes on two cores'
+	@echo 'make bench      how fast, beside its peers: benchmarks/RESULTS.md, over an hour on two cores'
 	@echo '                (ARGS="inference losses" measures some parts, ARGS=--list names them)'
 	@echo '                (ARGS=gpu measures on a GPU, in five minutes: benchmarks/GPU.md)'
 	@echo 'make soak       an hour of training, killing and resuming (MINUTES=5 is shorter)'

@@ -154,7 +154,8 @@ def summary_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             reached = {None: "-", True: "yes", False: "**no**"}[row["reached"]]
             goal, ratio = f"{row['goal']} {peer}", _ratio(row["ratio"], row["unit"])
             if row["goal"].endswith(" s"):  # of our own time
-                goal, ratio = row["goal"], f"{_seconds(row['ours']['median'])}; {ratio} {peer}"
+                before = _seconds(row["peers"][peer]["median"])
+                goal, ratio = row["goal"], f"{_seconds(row['ours']['median'])}; {peer} {before}"
             body.append([row["work"], goal, ratio, reached])
     body.append([TRANSFERS[0], TRANSFERS[1], "-", TRANSFERS[2]])
     return _table(body, ["work", "goal", "ratio", "reached"])
@@ -177,7 +178,9 @@ def _peer_table(rows: Mapping[str, Mapping[str, Any]], runs: Mapping[str, str]) 
         letter, unit = runs[_machine_text(row)], row["unit"]
         body.append([row["work"], "ours", _spread(row["ours"], unit), "", row["ours"]["repeats"], letter])
         for peer, found in row["peers"].items():
-            body.append(["", peer, _spread(found, unit), _ratio(found["ratio"], unit), found["repeats"], letter])
+            # A time that is nearly nothing has no ratio.
+            ratio = "" if row["goal"].endswith(" s") else _ratio(found["ratio"], unit)
+            body.append(["", peer, _spread(found, unit), ratio, found["repeats"], letter])
     return _table(body, ["work", "who", "median (lowest to highest)", "ratio", "turns", "run"])
 
 
