@@ -87,7 +87,7 @@ PARTS: dict[str, Part] = {
         int8.openvino_to_original,
     ),
     "int8-openvino": Part(
-        "the same against our float32 in OpenVINO",
+        "inference in int8 by OpenVINO, against float32",
         Goal(2.0),
         "The same graph beside the one that it was made from.",
         int8.openvino,
