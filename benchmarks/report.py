@@ -117,7 +117,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "takes, or how many times more we do; for memory it is our share of the peer's, "
         "for AP and PQ what ours has more. Medians, with the lowest and highest value; contestants take turns in "
         "one process, a new one for each part (for memory, for each measurement), after their outputs were found to "
-        "agree, as far as is told below. The ratio to the goal's peer, the first one, is the one that counts.",
+        "agree, within the bounds given below. The ratio to the goal's peer, the first one, is the one that counts.",
         *(f"Run {letter}: {text}." for text, letter in runs.items()),
         summary_table(rows),
         "## Against each peer",

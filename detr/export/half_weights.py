@@ -1,20 +1,18 @@
 """Weights in half the size: float16 or bfloat16 in the file, float32 when the graph computes."""
 
-import os
-import tempfile
 from typing import Any
 
 import numpy as np
 
 from detr.export.runtimes import package
+from detr.export.writing import replaced
 
 SMALLEST = 256  # numbers of a tensor that is worth converting; scales and constants of formulas stay exact
 
 
 def halve_weights(format: str, path: str, dtype: str) -> None:
     """Replaces the graph in a file by one whose weights are ``dtype``, as ``HALF_WEIGHTS`` has them."""
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
-        new = os.path.join(folder, os.path.basename(path))
+    with replaced(path) as new:
         if format == "openvino":
             openvino = package("openvino", "openvino")
             openvino.save_model(openvino.Core().read_model(path), new, compress_to_fp16=True)
@@ -23,9 +21,6 @@ def halve_weights(format: str, path: str, dtype: str) -> None:
             model = onnx.load(path)
             _halve(onnx, model.graph, dtype)
             onnx.save(model, new)
-        # Moved, not written over: a graph that was opened may still read its file.
-        for name in os.listdir(folder):
-            os.replace(os.path.join(folder, name), os.path.join(os.path.dirname(path), name))
 
 
 def _halve(onnx: Any, graph: Any, dtype: str) -> None:

@@ -5,7 +5,6 @@ result. Softmax is computed in float everywhere.
 """
 
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from graphlib import TopologicalSorter
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from detr.errors import InputError
 from detr.export.runtimes import Graph, open_graph, openvino_graph, package
-from detr.export.writing import quiet
+from detr.export.writing import quiet, replaced
 
 # What NNCF calls sensitive in transformers: normalization, positions and sums; OpenVINO's names.
 ARITHMETIC = ("Add", "Divide", "Multiply", "MVN", "Power", "ReduceMean", "Sqrt", "SquaredDifference", "Subtract")
@@ -50,8 +49,7 @@ def quantize(
 
     Raises InputError where the quantizer cannot take the graph, and where no layer is left in int8.
     """
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
-        new = os.path.join(folder, os.path.basename(path))
+    with replaced(path) as new:
         try:
             with quiet():
                 if format == "openvino":
@@ -63,9 +61,6 @@ def quantize(
         except Exception as error:  # each quantizer raises its own kinds
             reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
             raise InputError(f"{os.path.basename(path)} cannot be made int8 ({reason})") from error
-        # Moved, not written over: a graph that was opened may still read its file.
-        for name in os.listdir(folder):
-            os.replace(os.path.join(folder, name), os.path.join(os.path.dirname(path), name))
 
 
 def _openvino(

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 
@@ -44,6 +45,18 @@ def write_graph(format: str, part: Part, folder: str) -> None:
     except Exception as error:  # each exporter raises its own kinds
         reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise InputError(f"this model's {part.name} cannot be exported as {format} ({reason})") from error
+
+
+@contextlib.contextmanager
+def replaced(path: str) -> Iterator[str]:
+    """Gives the path of a new graph. At the end it takes the place of the one in ``path``; after an error it does not.
+
+    Files are moved, not written over: a graph that was opened may still read them.
+    """
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
+        yield os.path.join(folder, os.path.basename(path))
+        for name in os.listdir(folder):
+            os.replace(os.path.join(folder, name), os.path.join(os.path.dirname(path), name))
 
 
 def _torchscript(part: Part, path: str) -> None:

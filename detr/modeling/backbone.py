@@ -199,12 +199,6 @@ def padded_sizes(images: ImageList) -> Tensor | None:
     return torch.tensor(images.image_sizes).to(images.device, non_blocking=True)
 
 
-def padding_mask(images: ImageList, feature_size: tuple[int, int]) -> Tensor | None:
-    """The padding at the resolution of the feature map: (N, h, w) bool, True = padding; None where there is none."""
-    sizes = padded_sizes(images)
-    return None if sizes is None else sampled_padding(sizes, tuple(images.tensor.shape[-2:]), feature_size)
-
-
 def sampled_padding(sizes: Tensor, padded_size: tuple[int, int], feature_size: tuple[int, int]) -> Tensor:
     """Like the original's, the nearest-neighbor sample of the padding in pixels: (N, h, w) bool, True = padding.
 

@@ -5,7 +5,6 @@ L  decoder layers, Q queries, K classes without no-object, d width of the transf
 """
 
 import functools
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -174,9 +173,6 @@ class Detr(BaseDetr):
         """
         return run_network(self, images.tensor, padded_sizes(images), return_intermediate, queries)
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return precision(self)
-
     def forward_heads(
         self,
         features: dict[str, Tensor],
@@ -286,7 +282,7 @@ class Detr(BaseDetr):
     def _predict_masks(self, features: MaskFeatures, index: int, queries: Tensor) -> Tensor:
         """Mask logits (R, h, w) of queries (R,) of one of the images."""
         assert self.mask_head is not None
-        with self._precision():
+        with precision(self):
             return self.mask_head(features.of_image(index), torch.zeros_like(queries), queries)  # type: ignore[no-any-return]
 
 

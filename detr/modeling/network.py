@@ -63,7 +63,7 @@ def forward_tensors(
     return_intermediate, queries: see ``Detr.forward_network``
     """
     more = () if queries is None else (queries,)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not model.freeze_detr), model._precision():
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not model.freeze_detr), precision(model):
         features = model.backbone(images)
         mask = None
         if sizes is not None:

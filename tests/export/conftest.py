@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detr.export import FORMATS
 from tests.conftest import QUICKSTART, ROOT, TINY, as_opts
@@ -57,3 +59,14 @@ def exported(request, panoptic, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "exported"
     run(PANOPTIC, request.param, folder, panoptic[0])
     return folder
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    """A photo that is stored sideways."""
+    path = tmp_path_factory.mktemp("photo") / "photo.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).resize((311, 197), Image.Resampling.BICUBIC).save(path, exif=exif, quality=95)
+    return path

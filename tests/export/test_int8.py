@@ -5,19 +5,23 @@ import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from detectron2.engine import DefaultPredictor
+from PIL import Image
 from torch import nn
 
 from detr.errors import InputError
-from detr.export import Reduction, load
+from detr.export import Reduction, get_config, load
 from detr.export.checking import agreement, check_agreement
 from detr.export.quantization import float_nodes, quantize, residual_sums
 from detr.export.reducing import _check_drop
 from detr.export.runtimes import open_graph
 from detr.export.writing import quiet
 from tests.conftest import QUICKSTART
-from tests.export.conftest import PANOPTIC, run
+from tests.export.conftest import PANOPTIC, SETTINGS, run
+from tests.export.test_metadata import assert_detected, detected, expected
 from tests.lively import batch
 
 INT8 = ("--int8", "--calibration", "shapes_train", "--images", "6")
@@ -96,6 +100,17 @@ def test_an_int8_model_runs_at_any_size(int8, panoptic):
     (checked,) = check_agreement(model, panoptic[1], [images], 0.5)
     assert checked["agreement"].keys() == {"logits", "boxes", "mask logits"}
     assert all("panoptic_seg" in x for x in model(batch([(96, 128), (60, 40)])))
+
+
+def test_an_int8_model_in_its_script_and_in_detectron2s_predictor(int8, photo):
+    folder = str(int8[0])
+    model = load(folder, "cpu")
+    assert_detected(detected(int8[0], photo), expected(model, SETTINGS, photo, 0.5))
+    predictor, pixels = DefaultPredictor(get_config(folder)), np.asarray(Image.open(photo))
+    found = predictor(pixels[..., ::-1])["instances"]  # it takes BGR
+    resized = predictor.aug.get_transform(pixels).apply_image(pixels).transpose(2, 0, 1).copy()
+    (same,) = model([{"image": torch.as_tensor(resized), "height": 197, "width": 311}])
+    assert torch.equal(found.pred_boxes.tensor, same["instances"].pred_boxes.tensor)
 
 
 @pytest.mark.parametrize(("format", "dtype"), [("onnx", "bfloat16"), ("openvino", "float16")])

@@ -6,13 +6,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import numpy as np
 import onnx
 import openvino
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from detr.checkpoint import DetrCheckpointer
 from detr.data.dataset_mapper import DetrDatasetMapper
@@ -112,17 +110,6 @@ def test_the_config_has_no_key_of_a_training(tmp_path):
     assert "SOLVER" not in config
     assert config["MODEL"]["DETR"]["NUM_OBJECT_QUERIES"] == 20
     assert config["DATASETS"]["TEST"] == ["shapes_val"]  # which train_net.py --eval-only evaluates
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory):
-    """A photo that is stored sideways."""
-    path = tmp_path_factory.mktemp("photo") / "photo.jpg"
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels).resize((311, 197), Image.Resampling.BICUBIC).save(path, exif=exif, quality=95)
-    return path
 
 
 def detected(folder, photo):

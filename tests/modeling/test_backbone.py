@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from detectron2.structures import ImageList
 
 from detr.errors import InputError
-from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, padding_mask, sampled_padding
+from detr.modeling.backbone import build_detr_backbone, choose_feature, choose_pyramid, padded_sizes, sampled_padding
 
 
 def resnet50(tiny_config, dilation, **settings):
@@ -68,13 +68,13 @@ def test_missing_strides_for_masks_are_reported(tiny_config):
 
 def test_no_mask_where_no_image_is_padded():
     images = ImageList.from_tensors([torch.zeros(3, 64, 96)] * 2)
-    assert padding_mask(images, (2, 3)) is None
+    assert padded_sizes(images) is None
 
 
 def test_padding_by_the_backbone_is_masked_too():
     """One image, padded to a multiple of 32 because a feature pyramid wants that."""
     images = ImageList.from_tensors([torch.zeros(3, 33, 64)], size_divisibility=32)
-    assert padding_mask(images, (64, 64)).sum() == 31 * 64
+    assert sampled_padding(padded_sizes(images), (64, 64), (64, 64)).sum() == 31 * 64
 
 
 def test_padding_is_sampled_as_torch_samples():

@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import ImageList
 
 from detr.checkpoint.formats import to_detectron2
-from detr.modeling.backbone import padding_mask
+from detr.modeling.backbone import padded_sizes, sampled_padding
 from tests.conftest import TRAINING_QUERIES, as_opts
 from tests.parity.oracle import build_original, load_oracle, run_original
 from tests.parity.pairs import (
@@ -103,16 +103,23 @@ def test_padding_masks_are_equal(name, sizes):
     with torch.no_grad():
         features, _ = pair.original.backbone(load_oracle().nested_tensor_from_tensor_list(images))
     expected = features[-1].mask
-    assert torch.equal(padding_mask(ImageList.from_tensors(images), expected.shape[-2:]), expected)
+    assert torch.equal(padding_mask(images, expected), expected)
 
 
 def test_padding_masks_are_not_those_of_rounded_up_sizes():
     """What the old wrapper did, and what the test above must be able to tell from the original's."""
-    images = ImageList.from_tensors(image_batch([(223, 310), (301, 297)]))
+    images = image_batch([(223, 310), (301, 297)])
     rounded = torch.ones(2, 10, 10, dtype=torch.bool)
-    for mask, (height, width) in zip(rounded, images.image_sizes, strict=True):
+    for mask, image in zip(rounded, images, strict=True):
+        height, width = image.shape[-2:]
         mask[: -(-height // 32), : -(-width // 32)] = False
-    assert not torch.equal(padding_mask(images, (10, 10)), rounded)
+    assert not torch.equal(padding_mask(images, rounded), rounded)
+
+
+def padding_mask(images, feature):
+    """The padding of a batch where a feature (..., h, w) lies, as the model computes it."""
+    batch = ImageList.from_tensors(images)
+    return sampled_padding(padded_sizes(batch), tuple(batch.tensor.shape[-2:]), tuple(feature.shape[-2:]))
 
 
 @pytest.mark.slow
@@ -123,7 +130,7 @@ def test_position_encodings_and_masks_after_the_backbone_are_equal(kind):
     nested = load_oracle().nested_tensor_from_tensor_list(images)
     with torch.no_grad():
         features, positions = pair.original.backbone(nested)
-        mask = padding_mask(ImageList.from_tensors(images), features[-1].tensors.shape[-2:])
+        mask = padding_mask(images, features[-1].tensors)
         position = pair.ours.position_encoding(mask)
     assert mask.any()
     assert torch.equal(mask, features[-1].mask)
