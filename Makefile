@@ -4,6 +4,9 @@ PYTHON ?= python3
 # A Python that somebody asked for replaces another one in .venv; the default does not.
 SETUP := PYTHON='$(PYTHON)' PYTHON_CHOSEN='$(filter-out file,$(origin PYTHON))' tools/setup_env.sh
 BIN := .venv/bin
+# Packages are installed without bytecode. Where it may not be written, each process compiles torch anew: 12 s of CPU.
+unexport PYTHONDONTWRITEBYTECODE
+
 SCRIPTS := $(wildcard train_net.py converter.py demo.py hubconf.py tools/*.py)
 
 .PHONY: help env oracle demo demo-panoptic test test-fast test-head checkout lint bench soak fuzz format clean distclean sweep
