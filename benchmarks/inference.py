@@ -23,6 +23,7 @@ from benchmarks.contestants import (
     photograph,
     transformers_predictor,
 )
+from benchmarks.demo import config_file, trained_weights
 from benchmarks.timing import Result, Settings, Unavailable, race
 from detr.checkpoint import DetrCheckpointer
 from detr.convert.reference import CHECKOUT
@@ -30,7 +31,6 @@ from detr.engine.defaults import load_config
 from detr.engine.trainer import Trainer
 
 ROWS = 92  # of the original's class head
-DEMO = CHECKOUT.parent / "output" / "shapes_detection"  # where `make demo` leaves its training
 
 
 def image_size(settings: Settings) -> tuple[int, int]:
@@ -109,14 +109,14 @@ def _race(contestants: dict[str, Detector], settings: Settings, rounded: bool = 
 
 def _ap_of_shapes() -> str:
     """Box AP of the demo's model in both types, where `make demo` has trained one."""
-    weights = DEMO / "model_final.pth"
-    if not weights.is_file():
+    weights = trained_weights(panoptic=False)
+    if weights is None:
         return "box AP not compared: `make demo` trains the model that it takes"
     found = []
     for dtype in ("float32", "bfloat16"):
         with tempfile.TemporaryDirectory() as folder:
             opts = ["MODEL.WEIGHTS", str(weights), "MODEL.DETR.INFERENCE_DTYPE", dtype, "OUTPUT_DIR", folder]
-            cfg = load_config(str(CHECKOUT.parent / "configs/quickstart/shapes_detection.yaml"), opts)
+            cfg = load_config(config_file(panoptic=False), opts)
             model = Trainer.build_model(cfg)
             DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
             with contextlib.redirect_stdout(io.StringIO()):

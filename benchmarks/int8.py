@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -16,23 +17,22 @@ from PIL import ImageFilter
 import detr.export
 from benchmarks.agreement import REFERENCE, check_detections, differences, found
 from benchmarks.contestants import original_predictor, our_config, our_predictor, photograph
-from benchmarks.inference import DEMO, ROWS, image_size
+from benchmarks.demo import config_file, trained_weights
+from benchmarks.earlier import ROOT
+from benchmarks.inference import ROWS, image_size
 from benchmarks.timing import Result, Sample, Settings, Unavailable, race, require
-from detr.convert.reference import CHECKOUT
 from detr.engine.defaults import load_config
 from detr.export import Reduction
 from detr.export.checking import AGREEMENT
 from detr.export.model import Description
 from detr.export.reduction import FLOAT32
 
-ROOT = CHECKOUT.parent
 CALIBRATED = 20  # drawn photographs, at half the sides of the one that is timed: the ranges are much the same
 # With random weights, int8 is nearly as far off as one query is from the next, 0.22 and 0.16.
 BOUNDS = {"mean of scores": 0.22, "mean of boxes": 0.16, "other classes": 0.8}
 AGREEMENT_OF_RANDOM_WEIGHTS = 0.3  # the export's own bound is for trained ones
 IMAGES = 300  # of shapes_train
 STEPS = 900  # of a training that is long enough to have an AP and a PQ to lose
-TRAINED = (DEMO / "model_final.pth", DEMO.parent / "quickstart" / "model_final.pth")
 
 
 def openvino_to_original(settings: Settings) -> Result:
@@ -101,22 +101,27 @@ def _photographs(folder: str, size: tuple[int, int], settings: Settings) -> str:
 
 
 def box_ap(settings: Settings) -> Result:
-    """Of the demo's model, where `make demo` has trained one; else of a shorter training."""
-    weights = next((str(path) for path in TRAINED if path.is_file()), "")
-    return _cost("shapes_detection", weights, "shapes_val", "bbox/AP", settings)
+    return _cost(False, "shapes_val", "bbox/AP", settings)
 
 
 def pq(settings: Settings) -> Result:
-    return _cost("shapes_panoptic", "", "shapes_val_panoptic", "panoptic_seg/PQ", settings)
+    return _cost(True, "shapes_val_panoptic", "panoptic_seg/PQ", settings)
 
 
-def _cost(config: str, weights: str, dataset: str, metric: str, settings: Settings) -> Result:
-    """AP or PQ in int8 by OpenVINO, in float32, and in int8 by ONNX Runtime."""
+def _cost(panoptic: bool, dataset: str, metric: str, settings: Settings) -> Result:
+    """AP or PQ in int8 by OpenVINO, in float32, and in int8 by ONNX Runtime: of the demo's model, where there is one,
+    else of a shorter training.
+    """
     images = 4 if settings.smoke else IMAGES
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        note = "the weights of `make demo`" if weights else f"trained for {STEPS} iterations"
-        weights = weights or _train(config, folder, 2 if settings.smoke else STEPS)
-        cfg = load_config(_file(config), ["MODEL.WEIGHTS", weights])
+        config = config_file(panoptic)
+        weights = None if settings.smoke else trained_weights(panoptic)
+        if weights is None:
+            note = f"trained for {STEPS} iterations"
+            weights = _train(config, folder, 2 if settings.smoke else STEPS)
+        else:
+            note = f"the weights of `make demo{'-panoptic' * panoptic}`"
+        cfg = load_config(config, ["MODEL.WEIGHTS", str(weights)])
         measured = {}
         for format in ("openvino", "onnx"):
             output = os.path.join(folder, format)
@@ -137,17 +142,13 @@ def _cost(config: str, weights: str, dataset: str, metric: str, settings: Settin
     return Result(points, unit="points", note=f"{dataset}, {note}{'; ' * bool(others)}{others}")
 
 
-def _file(config: str) -> str:
-    return str(ROOT / "configs" / "quickstart" / f"{config}.yaml")
-
-
-def _train(config: str, folder: str, steps: int) -> str:
+def _train(config: str, folder: str, steps: int) -> Path:
     """The weights of a training in a process of its own."""
     output = os.path.join(folder, "trained")
     opts = ["OUTPUT_DIR", output, "SOLVER.MAX_ITER", str(steps), "TEST.EVAL_EPOCHS", "0"]
-    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", _file(config), *opts]
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", config, *opts]
     here = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=here, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unavailable(f"train_net.py failed: {done.stderr.strip().splitlines()[-1:]}")
-    return os.path.join(output, "model_final.pth")
+    return Path(output, "model_final.pth")

@@ -5,9 +5,10 @@ L  decoder layers, N images, Q queries, M objects of all images
 
 import itertools
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,6 +31,7 @@ OBJECTS = 10  # an image, in a training step
 LOSS_BOUND = 1e-3  # of the total loss, relative, without dropout
 MIXED_LOSS_BOUND = 0.05  # the same in bfloat16, whose rounding lively random weights magnify
 CHECKPOINTED = (("transformer",), ("backbone", "transformer"))  # what else a user may choose
+SMALL_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}  # what glibc gives back at once: tensors of 4 MiB and more
 CLIP, RATE, BACKBONE_RATE, DECAY = 0.1, 1e-4, 1e-5, 1e-4  # the original's recipe
 Step = Callable[[], Any]
 
@@ -189,19 +191,26 @@ def peak_memory(settings: Settings) -> Result:
     samples = {name: Sample(tuple(x["process"] for x in found)) for name, found in values.items()}
     tensors = ", ".join(f"{name} {found[0]['tensors']:.0f} MiB" for name, found in values.items())
     notes = [f"peak of tensors alone that one step adds, by torch's profiler: {tensors}"]
+    few = range(min(settings.repeats, 3))
     for parts in CHECKPOINTED:
         key = ["MODEL.DETR.ACTIVATION_CHECKPOINT", str(parts)]
-        taken = tuple(memory_of_step("ours", settings, key)["process"] for _ in range(min(settings.repeats, 3)))
-        share = Sample(taken).median / samples["original"].median
+        taken = Sample(tuple(memory_of_step("ours", settings, key)["process"] for _ in few))
+        share = taken.median / samples["original"].median
         notes.append(f"ours with MODEL.DETR.ACTIVATION_CHECKPOINT {parts}: {share:.2f} x original")
+    for name in values:
+        taken = Sample(tuple(memory_of_step(name, settings, environment=SMALL_HEAP)["process"] for _ in few))
+        notes.append(f"{name} with {' '.join(map('='.join, SMALL_HEAP.items()))}: {taken.median:.0f} MiB")
     return Result(samples, unit="MiB", note="; ".join(notes))
 
 
-def memory_of_step(side: str, settings: Settings, opts: Sequence[str] = ()) -> dict[str, float]:
-    """See ``benchmarks.memory``; opts: config keys and values of ours."""
+def memory_of_step(
+    side: str, settings: Settings, opts: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """See ``benchmarks.memory``; opts: config keys and values of ours; environment: variables to set."""
     numbers = map(str, (*batch_size(settings), settings.threads))
     command = [sys.executable, "-m", "benchmarks.memory", side, *numbers, *opts]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    here = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the measurement of {side} failed: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
