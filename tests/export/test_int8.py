@@ -114,9 +114,9 @@ def test_an_int8_model_in_its_script_and_in_detectron2s_predictor(int8, photo):
 
 
 @pytest.mark.parametrize(("format", "dtype"), [("onnx", "bfloat16"), ("openvino", "float16")])
-def test_weights_of_half_the_size(panoptic, tmp_path, format, dtype):
-    opts, eager = panoptic
-    run(PANOPTIC, format, tmp_path / "exported", opts, "--weights", dtype)
+def test_weights_of_half_the_size(boxes, tmp_path, format, dtype):
+    opts, eager = boxes
+    run(QUICKSTART, format, tmp_path / "exported", opts, "--weights", dtype)
     described = json.loads((tmp_path / "exported" / "export.json").read_text())
     assert described["dtype"] == dtype
     assert min(min(x["agreement"].values()) for x in described["checked"]) > 0.99
