@@ -115,7 +115,7 @@ def _cost(panoptic: bool, dataset: str, metric: str, settings: Settings) -> Resu
     images = 4 if settings.smoke else IMAGES
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         config = config_file(panoptic)
-        weights = None if settings.smoke else trained_weights(panoptic)
+        weights = trained_weights(panoptic)
         if weights is None:
             note = f"trained for {STEPS} iterations"
             weights = _train(config, folder, 2 if settings.smoke else STEPS)

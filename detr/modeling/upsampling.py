@@ -33,9 +33,9 @@ def convolve_upsampled(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tens
 
 def _by_two(x: Tensor, size: tuple[int, int]) -> bool:
     """Whether ``size`` is twice that of x, or one less. Not in graphs, which are for any size, nor on a GPU, where the
-    time was not measured.
+    time was not measured; nor for fake tensors, by which multiplications are counted for all devices.
     """
-    if not x.is_cpu or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if type(x) is not Tensor or not x.is_cpu or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     return all(2 * small - large in (0, 1) for small, large in zip(x.shape[-2:], size, strict=True))
 
