@@ -15,6 +15,7 @@ from detr import Detr
 from detr.analysis import Part, analyze, rough_training_macs
 from detr.engine.defaults import load_config
 from detr.errors import InputError, exit_with_one_line
+from detr.modeling import upsampling
 from tests.conftest import QUICKSTART, ROOT, TINY, TRAINING_QUERIES, as_opts, make_input
 
 CONFIGS = ROOT / "configs"

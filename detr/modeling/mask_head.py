@@ -172,7 +172,7 @@ class MaskHead(nn.Module):
         x = self.gn1(x.add_(first)).relu_()  # (R, d + M, h, w)
         x = self.gn2(self.lay2(x)).relu_()  # (R, d / 2, h, w)
         for layer, norm, level in zip(self._upper_layers(), (self.gn3, self.gn4, self.gn5), levels, strict=True):
-            x = convolve_upsampled(x, layer.weight, tuple(level.shape[-2:]))  # the bias is in `level`
+            x = convolve_upsampled(x, layer.weight, level.shape[-2:])  # the bias is in `level`
             x = norm(x.add_(level)).relu_()
         return self.out_lay(x).squeeze(1)
 

@@ -7,12 +7,14 @@ Each pixel of the large map sees 2 x 2 pixels of the small one, not 3 x 3. That 
 the upsampled map is never made: on a CPU, 37 % of the time.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def convolve_upsampled(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+def convolve_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     """Upsamples to ``size`` by the nearest pixel and convolves with a border of zeros, without bias.
 
     x: (R, C, h, w); weight: (D, C, 3, 3); size: (H, W). Returns (R, D, H, W).
@@ -31,7 +33,7 @@ def convolve_upsampled(x: Tensor, weight: Tensor, size: tuple[int, int]) -> Tens
     return out
 
 
-def _by_two(x: Tensor, size: tuple[int, int]) -> bool:
+def _by_two(x: Tensor, size: Sequence[int]) -> bool:
     """Whether ``size`` is twice that of x, or one less. Not in graphs, which are for any size, nor on a GPU, where the
     time was not measured; nor for fake tensors, by which multiplications are counted for all devices.
     """

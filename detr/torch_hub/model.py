@@ -21,6 +21,7 @@ from detr import model_zoo
 from detr.checkpoint.rows import COCO_ROWS, NEVER, coco_rows
 from detr.errors import InputError
 from detr.modeling.meta_arch import Detr
+from detr.modeling.network import precision
 
 
 class HubDetr(Detr):
@@ -87,7 +88,7 @@ class HubDetr(Detr):
             n, q = logits.shape[:2]
             image_of = torch.arange(n, device=self.device).repeat_interleave(q, output_size=n * q)
             query_of = torch.arange(q, device=self.device).repeat(n)
-            with self._precision():
+            with precision(self):
                 outputs["pred_masks"] = self.mask_head(network.mask_features, image_of, query_of).unflatten(0, (n, q))
         return outputs
 
