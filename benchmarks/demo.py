@@ -11,10 +11,10 @@ def config_file(panoptic: bool) -> str:
 
 
 def trained_weights(panoptic: bool) -> Path | None:
-    """Of the last `make demo` or `make demo-panoptic` that has ended."""
-    trained = []
+    """Of the last `make demo` or `make demo-panoptic` that has ended, of those as long as its config says."""
+    own, trained = load_config(config_file(panoptic), []), []
     for weights in (ROOT / "output").glob("quickstart*/model_final.pth"):
         cfg = load_config(str(weights.with_name("config.yaml")), [])
-        if panoptic == cfg.MODEL.DETR.PANOPTIC.ENABLED:
+        if cfg.MODEL.DETR == own.MODEL.DETR and cfg.SOLVER.MAX_EPOCHS == own.SOLVER.MAX_EPOCHS:
             trained.append(weights)
     return max(trained, key=lambda x: x.stat().st_mtime, default=None)

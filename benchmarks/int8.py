@@ -101,14 +101,14 @@ def _photographs(folder: str, size: tuple[int, int], settings: Settings) -> str:
 
 
 def box_ap(settings: Settings) -> Result:
-    return _cost(False, "shapes_val", "bbox/AP", settings)
+    return _cost("shapes_val", "bbox/AP", settings, panoptic=False)
 
 
 def pq(settings: Settings) -> Result:
-    return _cost(True, "shapes_val_panoptic", "panoptic_seg/PQ", settings)
+    return _cost("shapes_val_panoptic", "panoptic_seg/PQ", settings, panoptic=True)
 
 
-def _cost(panoptic: bool, dataset: str, metric: str, settings: Settings) -> Result:
+def _cost(dataset: str, metric: str, settings: Settings, *, panoptic: bool) -> Result:
     """AP or PQ in int8 by OpenVINO, in float32, and in int8 by ONNX Runtime: of the demo's model, where there is one,
     else of a shorter training.
     """
@@ -120,7 +120,7 @@ def _cost(panoptic: bool, dataset: str, metric: str, settings: Settings) -> Resu
             note = f"trained for {STEPS} iterations"
             weights = _train(config, folder, 2 if settings.smoke else STEPS)
         else:
-            note = f"the weights of `make demo{'-panoptic' * panoptic}`"
+            note = f"the weights of `make {'demo-panoptic' if panoptic else 'demo'}`"
         cfg = load_config(config, ["MODEL.WEIGHTS", str(weights)])
         measured = {}
         for format in ("openvino", "onnx"):

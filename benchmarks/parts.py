@@ -193,7 +193,7 @@ PARTS: dict[str, Part] = {
         "the same with panoptic maps, 16 photographs",
         Goal(1.5),
         "R50 panoptic, with a score threshold that about 20 queries pass, for instance masks too. The maps to compare "
-        "with have the annotated objects and one kind of stuff..",
+        "with have the annotated objects and one kind of stuff.",
         whole_evaluation.panoptic,
     ),
     "loading": Part(

@@ -31,7 +31,7 @@ OBJECTS = 10  # an image, in a training step
 LOSS_BOUND = 1e-3  # of the total loss, relative, without dropout
 MIXED_LOSS_BOUND = 0.05  # the same in bfloat16, whose rounding lively random weights magnify
 CHECKPOINTED = (("transformer",), ("backbone", "transformer"))  # what else a user may choose
-SMALL_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}  # what glibc gives back at once: tensors of 4 MiB and more
+SMALL_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}  # glibc then returns blocks of 4 MiB when they are freed
 CLIP, RATE, BACKBONE_RATE, DECAY = 0.1, 1e-4, 1e-5, 1e-4  # the original's recipe
 Step = Callable[[], Any]
 

@@ -25,7 +25,7 @@ from benchmarks.photos import PHOTOS
 from benchmarks.timing import Result, Sample, Settings, require, take_turns
 from detr.data.masks import rasterize
 
-IMAGES, PANOPTIC_IMAGES = 40, 16  # a turn takes half a minute
+IMAGES, PANOPTIC_IMAGES = 40, 16  # a turn takes less than a minute
 HEIGHT, QUERIES_KEPT, BATCH = 800, 20, 4
 BOUNDS = {"order": 0, "detections of one side alone": 0.002, "scores": 1e-3, "boxes in pixels": 0.5}
 
@@ -41,7 +41,7 @@ def panoptic(settings: Settings) -> Result:
 
 
 def measure(settings: Settings, earlier: Path, panoptic: bool) -> Result:
-    """earlier: the folder of the code of before. The results of the timed turns are compared: a turn takes a minute."""
+    """earlier: the folder of the code of before. The results of timed turns are compared: a turn more would take a minute."""
     count = 2 if settings.smoke else PANOPTIC_IMAGES if panoptic else IMAGES
     height = 96 if settings.smoke else HEIGHT
     folder = "COCO-PanopticSegmentation" if panoptic else "COCO-Detection"

@@ -15,7 +15,6 @@ from detr import Detr
 from detr.analysis import Part, analyze, rough_training_macs
 from detr.engine.defaults import load_config
 from detr.errors import InputError, exit_with_one_line
-from detr.modeling import upsampling
 from tests.conftest import QUICKSTART, ROOT, TINY, TRAINING_QUERIES, as_opts, make_input
 
 CONFIGS = ROOT / "configs"
@@ -113,9 +112,8 @@ def test_the_mask_head_by_hand():
 
 
 @pytest.mark.slow
-def test_the_counts_are_those_of_a_real_step(tiny_masks, monkeypatch):
+def test_the_counts_are_those_of_a_real_step(tiny_masks):
     """With data, matching and losses: FLOPs of a whole training step and of inference."""
-    monkeypatch.setattr(upsampling, "_by_two", lambda *_: False)  # on a CPU the mask head would multiply less
     model = build_model(tiny_masks).train()
     x = make_input([[10.0, 10.0, 40.0, 60.0]] * 3, [0, 1, 2])
     x["instances"].gt_masks = BitMasks(torch.ones(3, 96, 128, dtype=torch.bool))

@@ -8,8 +8,8 @@ import pytest
 from tests.source_tree import ROOT, imports, package_of, sources, within
 
 # They know torch, not Detectron2.
-PLAIN_TORCH = {"transformer.py", "dropout.py", "position_encoding.py", "mask_head.py", "upsampling.py", "matcher.py",
-               "denoising.py", "training_queries.py"}  # fmt: skip
+PLAIN_TORCH = {"transformer.py", "dropout.py", "position_encoding.py", "mask_head.py", "matcher.py", "denoising.py",
+               "training_queries.py"}  # fmt: skip
 # Beside engine/, evaluation/ and the classes with a `from_config`: builders, as Detectron2 calls them or is called.
 MAY_SEE_CFG = {
     "config.py",

@@ -21,8 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from detr.modeling.upsampling import convolve_upsampled
-
 # Rows that go through the convolutions together: they bound the memory. On the CPU, more make maps that its
 # allocator fetches from the system anew each time, unless the maps are small.
 ROWS_AT_ONCE = 4
@@ -172,7 +170,8 @@ class MaskHead(nn.Module):
         x = self.gn1(x.add_(first)).relu_()  # (R, d + M, h, w)
         x = self.gn2(self.lay2(x)).relu_()  # (R, d / 2, h, w)
         for layer, norm, level in zip(self._upper_layers(), (self.gn3, self.gn4, self.gn5), levels, strict=True):
-            x = convolve_upsampled(x, layer.weight, level.shape[-2:])  # the bias is in `level`
+            x = F.interpolate(x, size=level.shape[-2:], mode="nearest")
+            x = F.conv2d(x, layer.weight, padding=1)  # the bias is in `level`
             x = norm(x.add_(level)).relu_()
         return self.out_lay(x).squeeze(1)
 

@@ -110,13 +110,16 @@ def test_an_int8_model_in_its_script_and_in_detectron2s_predictor(int8, photo):
     found = predictor(pixels[..., ::-1])["instances"]  # it takes BGR
     resized = predictor.aug.get_transform(pixels).apply_image(pixels).transpose(2, 0, 1).copy()
     (same,) = model([{"image": torch.as_tensor(resized), "height": 197, "width": 311}])
+    assert len(found)
     assert torch.equal(found.pred_boxes.tensor, same["instances"].pred_boxes.tensor)
 
 
-@pytest.mark.parametrize(("format", "dtype"), [("onnx", "bfloat16"), ("openvino", "float16")])
-def test_weights_of_half_the_size(boxes, tmp_path, format, dtype):
-    opts, eager = boxes
-    run(QUICKSTART, format, tmp_path / "exported", opts, "--weights", dtype)
+@pytest.mark.parametrize(
+    ("format", "dtype", "config"), [("onnx", "bfloat16", PANOPTIC), ("openvino", "float16", QUICKSTART)]
+)
+def test_weights_of_half_the_size(boxes, panoptic, tmp_path, format, dtype, config):
+    opts, eager = panoptic if config == PANOPTIC else boxes
+    run(config, format, tmp_path / "exported", opts, "--weights", dtype)
     described = json.loads((tmp_path / "exported" / "export.json").read_text())
     assert described["dtype"] == dtype
     assert min(min(x["agreement"].values()) for x in described["checked"]) > 0.99

@@ -1,6 +1,6 @@
 """The seven models from the authors' format to Detectron2's and back, and run in both.
 
-Three of them, which have between them all that the seven have, go to transformers' and back as well.
+Three of them cover both depths, DC5 and masks; these also go to transformers' and back.
 """
 
 from dataclasses import dataclass
